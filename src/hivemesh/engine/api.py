@@ -1,0 +1,87 @@
+"""The Engine Protocol: whatever runs a task's process inside a sandbox that is already wired."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from hivemesh.model.errors import HivemeshError
+from hivemesh.model.service import ContainerSpec, Resources
+
+
+class EngineError(HivemeshError):
+    """The engine refused or failed, in its own words."""
+
+
+class ImageNotFound(EngineError):
+    """The image is not here and cannot be pulled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRequest:
+    """A container to create, in a namespace that exists (`/run/netns/<name>`)."""
+
+    name: str
+    spec: ContainerSpec
+    resources: Resources
+    labels: dict[str, str]
+    netns: str  # path
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerInfo:
+    """A container of ours as the engine sees it."""
+
+    id: str
+    name: str
+    labels: dict[str, str]
+    state: str  # created, running, exited
+    pid: int = 0
+    exit_code: int = 0
+    error: str = ""  # the engine's words for a start that failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    name: str  # "podman", "process"
+    version: str
+
+
+class Engine(Protocol):
+    """Every call is repeatable: what is already so is left alone, what is already gone is fine."""
+
+    async def info(self) -> EngineInfo: ...
+
+    async def ensure_image(self, image: str) -> None:
+        """Pull unless it is here. Raises `ImageNotFound` with the engine's reason."""
+        ...
+
+    async def create(self, request: ContainerRequest) -> str:
+        """The container's id; an existing container of that name is returned as it is."""
+        ...
+
+    async def start(self, container: str) -> ContainerInfo:
+        """Returns once the process runs. Raises `EngineError`."""
+        ...
+
+    async def wait(self, container: str) -> int:
+        """The exit code, once the process has ended."""
+        ...
+
+    async def stop(self, container: str, signal: str, grace: float) -> None:
+        """Signal (empty: the image's own, else SIGTERM), wait up to `grace` seconds, kill."""
+        ...
+
+    async def remove(self, container: str) -> None:
+        """Kill if need be, and forget."""
+        ...
+
+    async def list(self) -> list[ContainerInfo]:
+        """All containers that carry the label `com.docker.swarm.task.id`, running or not."""
+        ...
+
+    def events(self) -> AsyncIterator[str]:
+        """Ids of containers of ours that died, as it happens; ends when the engine goes away."""
+        ...
+
+    async def close(self) -> None: ...

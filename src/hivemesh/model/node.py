@@ -1,0 +1,52 @@
+"""Nodes: a machine in the cluster, what its user wants of it, what it says of itself, what the manager sees."""
+
+from typing import Literal
+
+import msgspec
+
+from hivemesh.model.addr import Address
+from hivemesh.model.ids import NodeID
+from hivemesh.model.service import Spec
+from hivemesh.model.task import Attachment
+
+Role = Literal["worker", "manager"]
+Availability = Literal["active", "pause", "drain"]
+NodeState = Literal["unknown", "down", "ready", "disconnected"]
+
+
+class NodeSpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    name: str = ""
+    labels: dict[str, str] = {}
+    role: Role = "worker"
+    availability: Availability = "active"
+
+
+class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent reports about its machine when it connects."""
+
+    hostname: str = ""
+    architecture: str = ""  # as uname says: x86_64, aarch64
+    os: str = "linux"
+    nano_cpus: int = 0
+    memory_bytes: int = 0
+    engine: str = ""  # "podman 4.3.1"
+    engine_version: str = ""
+    labels: dict[str, str] = {}
+    mtu: int = 1500  # of the underlay interface that carries the VTEP address
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """`spec` is the user's, `description` and `vtep` the agent's, `state` and `attachments` the manager's."""
+
+    id: NodeID
+    spec: NodeSpec
+    version: int = 0
+    created: float = 0.0
+    updated: float = 0.0
+    description: NodeDescription = NodeDescription()
+    vtep: Address | None = None  # data path address: the end of the node's tunnels
+    addr: str = ""  # as the managers see the node, without port
+    state: NodeState = "unknown"
+    message: str = ""
+    manager_addr: str = ""  # host:2377 on managers
+    attachments: tuple[Attachment, ...] = ()  # the node's own address on each overlay it takes part in

@@ -1,0 +1,170 @@
+"""Services: the spec in the Docker Engine API's shape (field names are the API's), and what allocation granted."""
+
+from typing import Literal
+
+import msgspec
+
+from hivemesh.model.addr import Interface
+from hivemesh.model.ids import NetworkID, ServiceID
+
+Nanoseconds = int
+Protocol = Literal["tcp", "udp", "sctp"]
+PublishMode = Literal["ingress", "host"]
+
+DYNAMIC_PORTS = range(30000, 32768)
+"""Docker: published ports chosen by the allocator."""
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
+    """Base of everything whose JSON form is the Docker Engine API's."""
+
+
+class PortConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    """A published port. `published_port` 0 asks the allocator to choose."""
+
+    name: str = msgspec.field(default="")
+    protocol: Protocol = "tcp"
+    target_port: int = 0
+    published_port: int = 0
+    publish_mode: PublishMode = "ingress"
+
+
+class EndpointSpec(Spec, frozen=True, kw_only=True):
+    mode: Literal["vip", "dnsrr"] = "vip"
+    ports: tuple[PortConfig, ...] = ()
+
+
+class Mount(Spec, frozen=True, kw_only=True):
+    type: Literal["bind", "volume", "tmpfs"] = "volume"
+    source: str = ""
+    target: str = ""
+    read_only: bool = False
+
+
+class ContainerSpec(Spec, frozen=True, kw_only=True):
+    """What to run. Fields hivemesh does not know are refused by name at the API's edge, never dropped."""
+
+    image: str = ""
+    labels: dict[str, str] = {}
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    hostname: str = ""
+    env: tuple[str, ...] = ()
+    dir: str = ""
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    tty: bool = msgspec.field(default=False, name="TTY")
+    open_stdin: bool = False
+    read_only: bool = False
+    stop_signal: str = ""
+    stop_grace_period: Nanoseconds = 10_000_000_000
+    mounts: tuple[Mount, ...] = ()
+    hosts: tuple[str, ...] = ()
+    init: bool | None = None
+    isolation: str = ""
+    capability_add: tuple[str, ...] = ()
+    capability_drop: tuple[str, ...] = ()
+    sysctls: dict[str, str] = {}
+
+
+class ResourceLimits(Spec, frozen=True, kw_only=True):
+    nano_cpus: int = msgspec.field(default=0, name="NanoCPUs")
+    memory_bytes: int = 0
+    pids: int = 0
+
+
+class Resources(Spec, frozen=True, kw_only=True):
+    limits: ResourceLimits | None = None
+    reservations: ResourceLimits | None = None
+
+
+class RestartPolicy(Spec, frozen=True, kw_only=True):
+    condition: Literal["none", "on-failure", "any"] = "any"
+    delay: Nanoseconds = 5_000_000_000
+    max_attempts: int = 0
+    window: Nanoseconds = 0
+
+
+class NetworkAttachmentConfig(Spec, frozen=True, kw_only=True):
+    """A network of a task; `target` is an id once stored."""
+
+    target: str = ""
+    aliases: tuple[str, ...] = ()
+    driver_opts: dict[str, str] = {}
+
+
+class Platform(Spec, frozen=True, kw_only=True):
+    architecture: str = ""
+    os: str = msgspec.field(default="", name="OS")
+
+
+class Placement(Spec, frozen=True, kw_only=True):
+    constraints: tuple[str, ...] = ()
+    max_replicas: int = 0
+    platforms: tuple[Platform, ...] = ()
+
+
+class TaskSpec(Spec, frozen=True, kw_only=True):
+    container_spec: ContainerSpec = ContainerSpec()
+    resources: Resources = Resources()
+    restart_policy: RestartPolicy = RestartPolicy()
+    placement: Placement = Placement()
+    networks: tuple[NetworkAttachmentConfig, ...] = ()
+    force_update: int = 0
+    runtime: str = "container"
+
+
+class Replicated(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    replicas: int = 1
+
+
+class ServiceMode(Spec, frozen=True, kw_only=True):
+    """Exactly one is set; this version runs replicated services."""
+
+    replicated: Replicated | None = None
+
+
+class UpdateConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    parallelism: int = 1
+    delay: Nanoseconds = 0
+    failure_action: Literal["pause", "continue", "rollback"] = "pause"
+    monitor: Nanoseconds = 5_000_000_000
+    max_failure_ratio: float = 0.0
+    order: Literal["stop-first", "start-first"] = "stop-first"
+
+
+class ServiceSpec(Spec, frozen=True, kw_only=True):
+    name: str = ""
+    labels: dict[str, str] = {}
+    task_template: TaskSpec = TaskSpec()
+    mode: ServiceMode = ServiceMode()
+    update_config: UpdateConfig | None = None
+    rollback_config: UpdateConfig | None = None
+    endpoint_spec: EndpointSpec = EndpointSpec()
+
+    @property
+    def replicas(self) -> int:
+        """The copies wanted."""
+        return self.mode.replicated.replicas if self.mode.replicated else 1
+
+
+class VIP(msgspec.Struct, frozen=True, kw_only=True):
+    """The virtual addresses of a service on one network (one per family the network has)."""
+
+    network_id: NetworkID
+    addresses: tuple[Interface, ...]
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A service. `ports` and `vips` are the allocator's, `spec` the user's."""
+
+    id: ServiceID
+    spec: ServiceSpec
+    version: int = 0
+    spec_version: int = 0  # grows when tasks must be replaced: task template or endpoint spec changed
+    previous_spec: ServiceSpec | None = None
+    created: float = 0.0
+    updated: float = 0.0
+    ports: tuple[PortConfig, ...] = ()  # with real published ports
+    vips: tuple[VIP, ...] = ()
+    error: str = ""  # why allocation failed, if it did

@@ -1,0 +1,94 @@
+"""Tasks: one attempt to run one copy of a service. States only move forward."""
+
+from enum import IntEnum
+
+import msgspec
+
+from hivemesh.model.addr import MAC, Interface
+from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.service import PortConfig, TaskSpec
+
+
+class TaskState(IntEnum):
+    """Docker's states and numbers; the order is the meaning."""
+
+    NEW = 0
+    PENDING = 64
+    ASSIGNED = 192
+    ACCEPTED = 256
+    PREPARING = 320
+    READY = 384
+    STARTING = 448
+    RUNNING = 512
+    COMPLETE = 576
+    SHUTDOWN = 640
+    FAILED = 704
+    REJECTED = 768
+    REMOVE = 800  # desired only
+    ORPHANED = 832
+
+    @property
+    def dead(self) -> bool:
+        """Nothing of the task runs any more."""
+        return self > TaskState.RUNNING
+
+
+class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent's latest report (until assignment: the manager's)."""
+
+    timestamp: float = 0.0
+    state: TaskState = TaskState.NEW
+    message: str = "created"
+    err: str = ""
+    container_id: str = ""
+    pid: int = 0
+    exit_code: int = 0
+    ports: tuple[PortConfig, ...] = ()  # host-mode ports that are bound
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint granted to a task (or a node): its network, addresses (one per family) and MAC."""
+
+    endpoint_id: EndpointID
+    network_id: NetworkID
+    addresses: tuple[Interface, ...]
+    mac: MAC
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """`spec` is copied from the service, `desired` is the orchestrator's wish, `status` the agent's report."""
+
+    id: TaskID
+    service_id: ServiceID
+    service_name: str
+    slot: int
+    spec: TaskSpec
+    spec_version: int = 0  # of the service when the task was made
+    version: int = 0
+    created: float = 0.0
+    updated: float = 0.0
+    node_id: NodeID | None = None
+    desired: TaskState = TaskState.RUNNING
+    status: TaskStatus = TaskStatus()
+    ports: tuple[PortConfig, ...] = ()  # copied from the service's allocated ports
+    attachments: tuple[Attachment, ...] = ()  # ingress first, then as the spec lists them
+    start_after: float = 0.0  # unix seconds; a restarted slot waits for its delay
+
+    @property
+    def name(self) -> str:
+        """Docker's container name of the task: `web.1.<task id>`."""
+        return f"{self.service_name}.{self.slot}.{self.id}"
+
+    @property
+    def wanted(self) -> bool:
+        """The task should be, or become, running."""
+        return self.desired <= TaskState.RUNNING and not self.status.state.dead
+
+    @property
+    def serving(self) -> bool:
+        """New connections may reach the task."""
+        return self.desired <= TaskState.RUNNING and self.status.state == TaskState.RUNNING
+
+    def with_report(self, report: TaskStatus) -> "Task":
+        """The task after `report`; a report of an earlier state changes nothing."""
+        return msgspec.structs.replace(self, status=report) if report.state >= self.status.state else self

@@ -1,0 +1,191 @@
+"""Frames between a manager and an agent, MessagePack over one long-lived mutual-TLS web socket.
+
+A node view is a set of keyed items. The manager sends a snapshot with its revision, then deltas that name the
+revision they build on; an agent that misses one asks again. The agent acknowledges each revision once its kernel
+holds it.
+"""
+
+import msgspec
+
+from hivemesh.model.addr import MAC, VNI, Address, Interface
+from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.network import Subnet
+from hivemesh.model.node import NodeDescription
+from hivemesh.model.task import Attachment, Task, TaskStatus
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", array_like=False):
+    """One thing a node must know."""
+
+
+class NodeItem(Item, frozen=True, kw_only=True, tag="node"):
+    """A member of the cluster: VXLAN is accepted from its VTEP. Key `node/<id>`."""
+
+    id: NodeID
+    vtep: Address
+
+
+class NetworkItem(Item, frozen=True, kw_only=True, tag="network"):
+    """A network this node takes part in. Key `network/<id>`."""
+
+    id: NetworkID
+    name: str
+    vni: VNI
+    port: int  # UDP data path port, cluster-wide
+    subnets: tuple[Subnet, ...]
+    ingress: bool = False
+    internal: bool = False
+    mtu: int = 0  # underlay MTU as an option of the network; 0: as measured on the node
+    own: Attachment | None = None  # this node's own endpoint on the network (ingress: of ingress_sbox)
+
+
+class PeerItem(Item, frozen=True, kw_only=True, tag="peer"):
+    """An endpoint on another node. Key `peer/<network>/<endpoint>`."""
+
+    network: NetworkID
+    endpoint: EndpointID
+    addresses: tuple[Interface, ...]
+    mac: MAC
+    vtep: Address
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """One task behind a published port: its ingress addresses, one per family."""
+
+    task: TaskID
+    addresses: tuple[Address, ...]
+
+
+class PublishItem(Item, frozen=True, kw_only=True, tag="publish"):
+    """An ingress port every node answers. Key `publish/<protocol>/<port>`. Backends are those that serve now."""
+
+    service: ServiceID
+    service_name: str
+    protocol: str
+    port: int
+    backends: tuple[Backend, ...]
+
+
+class TaskItem(Item, frozen=True, kw_only=True, tag="task"):
+    """A task of this node. Key `task/<id>`.
+
+    `released` turns true when the task should stop and every live node has acknowledged that it sends it no new
+    connections: only then may it get its stop signal.
+    """
+
+    task: Task
+    released: bool = False
+
+
+AnyItem = NodeItem | NetworkItem | PeerItem | PublishItem | TaskItem
+View = dict[str, AnyItem]
+
+
+def key_of(item: AnyItem) -> str:
+    """The key under which `item` stands in a view."""
+    match item:
+        case NodeItem():
+            return f"node/{item.id}"
+        case NetworkItem():
+            return f"network/{item.id}"
+        case PeerItem():
+            return f"peer/{item.network}/{item.endpoint}"
+        case PublishItem():
+            return f"publish/{item.protocol}/{item.port}"
+        case TaskItem():
+            return f"task/{item.task.id}"
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """One web socket message."""
+
+
+# --- agent to manager -------------------------------------------------------------------------------------------
+
+
+class Hello(Frame, frozen=True, kw_only=True, tag="hello"):
+    """The first frame of a session."""
+
+    description: NodeDescription
+    vtep: Address
+
+
+class Ack(Frame, frozen=True, kw_only=True, tag="ack"):
+    """The agent's kernel forwards as view `revision` says (what failed is pending and retried)."""
+
+    revision: int
+    pending: int = 0
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    task: TaskID
+    status: TaskStatus
+
+
+class Report(Frame, frozen=True, kw_only=True, tag="report"):
+    """The latest status of some tasks."""
+
+    tasks: tuple[TaskReport, ...]
+
+
+class Heartbeat(Frame, frozen=True, kw_only=True, tag="heartbeat"):
+    """I am alive. Expected each `Welcome.heartbeat` seconds, give or take a tenth; three missed mean down."""
+
+
+FromAgent = Hello | Ack | Report | Heartbeat
+
+# --- manager to agent -------------------------------------------------------------------------------------------
+
+
+class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
+    """The manager's answer to `Hello`."""
+
+    heartbeat: float  # seconds
+    managers: tuple[str, ...]  # host:port of all managers
+    labels: dict[str, str] = {}  # of the node's spec
+
+
+class Snapshot(Frame, frozen=True, kw_only=True, tag="snapshot"):
+    """The whole view at `revision`."""
+
+    revision: int
+    items: tuple[AnyItem, ...]
+
+
+class Delta(Frame, frozen=True, kw_only=True, tag="delta"):
+    """What changed from view `base` to view `revision`."""
+
+    base: int
+    revision: int
+    changed: tuple[AnyItem, ...]
+    removed: tuple[str, ...]
+
+
+FromManager = Welcome | Snapshot | Delta
+
+
+# --- joining (HTTPS, before there is a certificate) --------------------------------------------------------------
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/join`: a token and a certificate request (PEM) for a key that never leaves the node."""
+
+    token: str
+    csr: str
+    addr: str  # address the node advertises
+    availability: str = "active"
+    hostname: str = ""
+
+
+class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: NodeID
+    cluster_id: str
+    certificate: str  # PEM
+    ca: str  # PEM
+    role: str
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every error on the cluster port."""
+
+    message: str
