@@ -1,0 +1,99 @@
+"""What the API needs of the daemon it runs in: `daemon.py` implements it, tests have a small one of their own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from hivemesh.clock import Clock
+from hivemesh.control.manager import Manager
+from hivemesh.engine.api import EngineInfo
+from hivemesh.model.ids import NodeID
+from hivemesh.wire.engine import SwarmInit, SwarmJoin
+
+LocalState = Literal["inactive", "pending", "active", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteManager:
+    """A manager this node knows of; `addr` is host:port, `node_id` empty when the node never learned it."""
+
+    addr: str
+    node_id: NodeID | None = None
+
+
+class LocalNode(Protocol):
+    """This machine's place in a swarm, and the engine beside it."""
+
+    @property
+    def name(self) -> str:
+        """The machine's host name."""
+        ...
+
+    @property
+    def state(self) -> LocalState:
+        """`pending` while joining or while the managers have not accepted us, `error` when the swarm threw us out."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why `state` is `error`, or what is wrong though it is not; else empty."""
+        ...
+
+    @property
+    def node_id(self) -> NodeID | None: ...
+
+    @property
+    def node_addr(self) -> str:
+        """The advertised address without port; empty outside a swarm."""
+        ...
+
+    @property
+    def remote_managers(self) -> tuple[RemoteManager, ...]: ...
+
+    @property
+    def manager(self) -> Manager | None:
+        """The managers' facade when this node is one (and ready to answer), else None."""
+        ...
+
+    @property
+    def is_manager(self) -> bool:
+        """The node has the role, though `manager` may still be starting."""
+        ...
+
+    @property
+    def data_dir(self) -> Path: ...
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the engine, from the daemon's command line."""
+        ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    async def init(self, request: SwarmInit) -> NodeID:
+        """Make a swarm of one. Returns when the API of a manager works. Raises `Unavailable` when already in one."""
+        ...
+
+    async def join(self, request: SwarmJoin) -> None:
+        """Returns when the manager has accepted this node and its session stands. Same errors as `init`."""
+        ...
+
+    async def leave(self, *, force: bool) -> None:
+        """Stop all tasks, remove our kernel objects, forget the swarm. A manager leaves only with `force`."""
+        ...
+
+    async def engine_socket(self) -> Path | None:
+        """The socket of the engine's Docker-compatible API, started if need be; None when the engine has none.
+
+        Raises `Unavailable` in words that say what to do when it cannot be started.
+        """
+        ...
+
+    async def engine_info(self) -> EngineInfo:
+        """Raises `EngineError` or `Unavailable`."""
+        ...
+
+    async def drift(self) -> list[str]:
+        """What the kernel has too much or lacks against the plan, readable; [] means equal."""
+        ...
