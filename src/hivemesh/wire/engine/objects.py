@@ -1,0 +1,338 @@
+"""What clients get: swarm objects of the Docker Engine API, as plain dicts ready for JSON."""
+
+import base64
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from ipaddress import IPv4Interface
+from typing import Any
+
+from hivemesh.model.cluster import Cluster
+from hivemesh.model.ids import NetworkID, NodeID
+from hivemesh.model.network import VNI_OPTION, Network, NetworkSpec
+from hivemesh.model.node import Node
+from hivemesh.model.service import EndpointSpec, Service, ServiceSpec, TaskSpec
+from hivemesh.model.task import Task, TaskState
+from hivemesh.wire import codec
+
+Json = dict[str, Any]
+
+ZERO_TIME = "0001-01-01T00:00:00Z"
+"""Go's zero time, which its clients know as "never"."""
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339 in UTC; 0 is Go's zero time."""
+    if not seconds:
+        return ZERO_TIME
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _meta(thing: Cluster | Node | Network | Service | Task) -> Json:
+    return {
+        "ID": thing.id,
+        "Version": {"Index": thing.version},
+        "CreatedAt": timestamp(thing.created),
+        "UpdatedAt": timestamp(thing.updated or thing.created),
+    }
+
+
+# --- services and tasks -----------------------------------------------------------------------------------------
+
+
+def task_spec(spec: TaskSpec) -> Json:
+    """`TaskTemplate` and a task's `Spec`: clients follow `ContainerSpec` without asking whether it is there."""
+    answer: Json = codec.to_builtins(spec)
+    answer.setdefault("ContainerSpec", {}).setdefault("Image", "")
+    for name in ("Resources", "Placement", "RestartPolicy"):
+        answer.setdefault(name, {})
+    answer.setdefault("ForceUpdate", 0)
+    answer.setdefault("Runtime", "container")
+    return answer
+
+
+def endpoint_spec(spec: EndpointSpec) -> Json:
+    answer: Json = codec.to_builtins(spec)
+    return {"Mode": spec.mode, **answer}
+
+
+def service_spec(spec: ServiceSpec) -> Json:
+    answer: Json = codec.to_builtins(spec)
+    answer.setdefault("Labels", {})
+    answer["TaskTemplate"] = task_spec(spec.task_template)
+    answer["Mode"] = {"Replicated": {"Replicas": spec.replicas}}
+    answer["EndpointSpec"] = endpoint_spec(spec.endpoint_spec)
+    return answer
+
+
+def service_spec_with_defaults(spec: ServiceSpec) -> Json:
+    """As `insertDefaults=true` asks: what was left out is written in."""
+    answer = service_spec(spec)
+    template, container = spec.task_template, spec.task_template.container_spec
+    restart = template.restart_policy
+    answer["TaskTemplate"]["ContainerSpec"].setdefault("StopGracePeriod", container.stop_grace_period)
+    answer["TaskTemplate"]["RestartPolicy"] = {
+        "Condition": restart.condition,
+        "Delay": restart.delay,
+        "MaxAttempts": restart.max_attempts,
+        "Window": restart.window,
+    }
+    default = {
+        "Parallelism": 1,
+        "FailureAction": "pause",
+        "Monitor": 5_000_000_000,
+        "MaxFailureRatio": 0.0,
+        "Order": "stop-first",
+    }
+    answer.setdefault("UpdateConfig", dict(default))
+    answer.setdefault("RollbackConfig", dict(default))
+    return answer
+
+
+def service(value: Service, tasks: Iterable[Task] | None = None, *, defaults: bool = False) -> Json:
+    """A service; with `tasks` (all of its own) also `ServiceStatus`."""
+    spec = service_spec_with_defaults if defaults else service_spec
+    answer = _meta(value) | {"Spec": spec(value.spec)}
+    if value.previous_spec is not None:
+        answer["PreviousSpec"] = spec(value.previous_spec)
+    ports = [codec.to_builtins(port) for port in value.ports]
+    answer["Endpoint"] = {
+        "Spec": endpoint_spec(value.spec.endpoint_spec),
+        "Ports": ports,
+        "VirtualIPs": [
+            {"NetworkID": vip.network_id, "Addr": str(address)} for vip in value.vips for address in vip.addresses
+        ],
+    }
+    if tasks is not None:
+        answer["ServiceStatus"] = {
+            "RunningTasks": sum(task.status.state == TaskState.RUNNING for task in tasks),
+            "DesiredTasks": value.spec.replicas,
+            "CompletedTasks": 0,
+        }
+    return answer
+
+
+def task(value: Task, network: Callable[[NetworkID], Network | None]) -> Json:
+    """A task; `network` finds the networks it is attached to."""
+    status = value.status
+    attachments = []
+    for attachment in value.attachments:
+        found = network(attachment.network_id)
+        attachments.append(
+            {
+                "Network": cluster_network(found) if found else {"ID": attachment.network_id},
+                "Addresses": [str(address) for address in attachment.addresses],
+            }
+        )
+    container: Json = {"ContainerID": status.container_id, "PID": status.pid, "ExitCode": status.exit_code}
+    answer = _meta(value) | {
+        "Labels": {},
+        "Spec": task_spec(value.spec),
+        "ServiceID": value.service_id,
+        "Slot": value.slot,
+        "Status": {
+            "Timestamp": timestamp(status.timestamp),
+            "State": status.state.name.lower(),
+            "Message": status.message,
+            **({"Err": status.err} if status.err else {}),
+            **({"ContainerStatus": container} if status.container_id else {}),
+            "PortStatus": {"Ports": [codec.to_builtins(p) for p in status.ports]} if status.ports else {},
+        },
+        "DesiredState": value.desired.name.lower(),
+        "NetworksAttachments": attachments,
+    }
+    if value.node_id:
+        answer["NodeID"] = value.node_id
+    return answer
+
+
+# --- nodes and the swarm ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def tls_info(ca_cert: str) -> Json:
+    """`TLSInfo` of a root certificate (PEM): clients compare it between the cluster and its nodes."""
+    if not ca_cert:
+        return {}
+    from cryptography import x509  # heavy, and only managers come here
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    certificate = x509.load_pem_x509_certificate(ca_cert.encode())
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "TrustRoot": ca_cert,
+        "CertIssuerSubject": base64.b64encode(certificate.subject.public_bytes()).decode(),
+        "CertIssuerPublicKey": base64.b64encode(key).decode(),
+    }
+
+
+def node(value: Node, cluster: Cluster | None = None, leader: NodeID | None = None) -> Json:
+    """A node as `node ls` and `node inspect` show it."""
+    about = value.description
+    answer = _meta(value) | {
+        "Spec": codec.to_builtins(value.spec),
+        "Description": {
+            "Hostname": about.hostname,
+            "Platform": {"Architecture": about.architecture, "OS": about.os},
+            "Resources": {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes},
+            "Engine": {
+                "EngineVersion": about.engine_version,
+                "Labels": about.labels,
+                "Plugins": [{"Type": "Network", "Name": "bridge"}, {"Type": "Network", "Name": "overlay"}],
+            },
+            "TLSInfo": tls_info(cluster.ca_cert) if cluster else {},
+        },
+        "Status": {"State": value.state, "Message": value.message, "Addr": value.addr},
+    }
+    if value.manager_addr:
+        answer["ManagerStatus"] = {
+            "Leader": value.id == leader,
+            "Reachability": "unreachable" if value.state == "down" else "reachable",
+            "Addr": value.manager_addr,
+        }
+    return answer
+
+
+def cluster_info(value: Cluster) -> Json:
+    """The cluster without its tokens, as `/info` shows it."""
+    return _meta(value) | {
+        "Spec": codec.to_builtins(value.spec),
+        "TLSInfo": tls_info(value.ca_cert),
+        "RootRotationInProgress": False,
+        "DefaultAddrPool": [str(pool) for pool in value.pools],
+        "SubnetSize": value.subnet_size,
+        "DataPathPort": value.data_path_port,
+    }
+
+
+def swarm(value: Cluster) -> Json:
+    """`GET /swarm`."""
+    return cluster_info(value) | {"JoinTokens": {"Worker": value.worker_token, "Manager": value.manager_token}}
+
+
+# --- networks ---------------------------------------------------------------------------------------------------
+
+
+def _subnets(value: Network) -> list[Json]:
+    if not value.subnets:
+        return [codec.to_builtins(config) for config in value.spec.ipam]
+    return [
+        {
+            "Subnet": str(subnet.prefix),
+            **({"IPRange": str(subnet.ip_range)} if subnet.ip_range else {}),
+            "Gateway": str(subnet.gateway),
+        }
+        for subnet in value.subnets
+    ]
+
+
+def _driver_options(value: Network) -> dict[str, str]:
+    return value.spec.options | ({VNI_OPTION: str(value.vni)} if value.vni is not None else {})
+
+
+def cluster_network(value: Network) -> Json:
+    """A network in the swarm objects' own shape, inside a task's attachments."""
+    spec: NetworkSpec = value.spec
+    return _meta(value) | {
+        "Spec": {
+            "Name": spec.name,
+            "Labels": spec.labels,
+            "DriverConfiguration": {"Name": spec.driver, "Options": spec.options},
+            "IPv6Enabled": spec.ipv6,
+            "Internal": spec.internal,
+            "Attachable": spec.attachable,
+            "Ingress": spec.ingress,
+            "IPAMOptions": {"Driver": {"Name": "default"}},
+            "Scope": "swarm",
+        },
+        "DriverState": {"Name": spec.driver, "Options": _driver_options(value)},
+        "IPAMOptions": {"Driver": {"Name": "default"}, "Configs": _subnets(value)},
+    }
+
+
+def network(value: Network, nodes: Iterable[Node] = ()) -> Json:
+    """A network in the shape that `network ls` and `network inspect` share."""
+    return {
+        "Name": value.spec.name,
+        "Id": value.id,
+        "Created": timestamp(value.created),
+        "Scope": "swarm",
+        "Driver": value.spec.driver,
+        "EnableIPv4": True,
+        "EnableIPv6": value.spec.ipv6,
+        "IPAM": {"Driver": "default", "Options": None, "Config": _subnets(value)},
+        "Internal": value.spec.internal,
+        "Attachable": value.spec.attachable,
+        "Ingress": value.spec.ingress,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {},
+        "Options": _driver_options(value),
+        "Labels": value.spec.labels,
+        "Peers": [
+            {"Name": f"{node.description.hostname}-{node.id[:10]}", "IP": str(node.vtep)}
+            for node in nodes
+            if node.vtep and any(own.network_id == value.id for own in node.attachments)
+        ],
+    }
+
+
+def _address(addresses: Iterable[Any], *, v4: bool) -> str:
+    return next((str(address) for address in addresses if isinstance(address, IPv4Interface) == v4), "")
+
+
+def network_containers(value: Network, here: Node | None, tasks: Iterable[Task]) -> Json:
+    """`Containers` of `network inspect`: the endpoints on the node `here`, by container id."""
+    answer: Json = {}
+    for task_here in tasks:
+        if here is None or task_here.node_id != here.id or task_here.status.state != TaskState.RUNNING:
+            continue
+        for attachment in task_here.attachments:
+            if attachment.network_id == value.id:
+                answer[task_here.status.container_id or task_here.id] = {
+                    "Name": task_here.name,
+                    "EndpointID": attachment.endpoint_id,
+                    "MacAddress": attachment.mac,
+                    "IPv4Address": _address(attachment.addresses, v4=True),
+                    "IPv6Address": _address(attachment.addresses, v4=False),
+                }
+    for own in here.attachments if here else ():
+        if own.network_id == value.id:
+            answer["ingress-sbox" if value.spec.ingress else f"lb-{value.spec.name}"] = {
+                "Name": "ingress-endpoint" if value.spec.ingress else f"{value.spec.name}-endpoint",
+                "EndpointID": own.endpoint_id,
+                "MacAddress": own.mac,
+                "IPv4Address": _address(own.addresses, v4=True),
+                "IPv6Address": _address(own.addresses, v4=False),
+            }
+    return answer
+
+
+def network_services(
+    value: Network, services: Iterable[Service], tasks: Iterable[Task], nodes: Mapping[str, Node]
+) -> Json:
+    """`Services` of `network inspect --verbose`: who is on the network, wherever it runs."""
+    answer: Json = {}
+    by_service: dict[str, list[Json]] = {}
+    for found in tasks:
+        for attachment in found.attachments:
+            if attachment.network_id == value.id and found.serving:
+                node = nodes.get(found.node_id or "")
+                by_service.setdefault(found.service_id, []).append(
+                    {
+                        "Name": found.name,
+                        "EndpointID": attachment.endpoint_id,
+                        "EndpointIP": _address(attachment.addresses, v4=True).partition("/")[0],
+                        "Info": {"Host IP": node.addr if node else ""},
+                    }
+                )
+    for service in services:
+        vip = next((vip for vip in service.vips if vip.network_id == value.id), None)
+        if vip or service.id in by_service:
+            answer[service.spec.name] = {
+                "VIP": _address(vip.addresses, v4=True).partition("/")[0] if vip else "",
+                "Ports": [f"Target: {port.target_port}, Publish: {port.published_port}" for port in service.ports],
+                "LocalLBIndex": 0,
+                "Tasks": by_service.get(service.id, []),
+            }
+    return answer

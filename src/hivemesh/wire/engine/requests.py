@@ -1,0 +1,155 @@
+"""What clients send: bodies of the Docker Engine API as typed values."""
+
+from typing import Any
+
+import msgspec
+
+from hivemesh.model.cluster import SwarmSpec
+from hivemesh.model.errors import Invalid, Unsupported
+from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, NetworkSpec
+from hivemesh.model.node import Availability, NodeSpec
+from hivemesh.model.service import ServiceSpec, Spec
+from hivemesh.wire.engine import strict
+
+OVERLAY = "overlay"
+NETWORK_OPTIONS = frozenset({MTU_OPTION, VNI_OPTION})
+"""Driver options an overlay network may carry; anything else would be ignored, so it is refused."""
+
+MODES = {
+    "Global": "global",
+    "ReplicatedJob": "replicated-job",
+    "GlobalJob": "global-job",
+}
+
+
+class SwarmInit(Spec, frozen=True, kw_only=True):
+    """`POST /swarm/init`. Addresses are still text: an address or an interface, with or without a port."""
+
+    listen_addr: str = "0.0.0.0:2377"
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    data_path_port: int = 0  # 0: 4789
+    default_addr_pool: tuple[str, ...] = ()
+    subnet_size: int = 0  # 0: 24
+    force_new_cluster: bool = False
+    spec: SwarmSpec = SwarmSpec()
+    auto_lock_managers: bool = False
+    availability: Availability = "active"
+
+
+class SwarmJoin(Spec, frozen=True, kw_only=True):
+    """`POST /swarm/join`."""
+
+    listen_addr: str = "0.0.0.0:2377"
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    remote_addrs: tuple[str, ...] = ()
+    join_token: str = ""
+    availability: Availability = "active"
+
+
+class IPAM(Spec, frozen=True, kw_only=True):
+    driver: str = "default"
+    config: tuple[IPAMConfig, ...] = ()
+
+
+class NetworkCreate(Spec, frozen=True, kw_only=True):
+    """`POST /networks/create` of an overlay network."""
+
+    name: str = ""
+    driver: str = OVERLAY
+    scope: str = ""
+    check_duplicate: bool = False  # gone from the API; every name is checked
+    enable_ipv4: bool = msgspec.field(default=True, name="EnableIPv4")
+    enable_ipv6: bool = msgspec.field(default=False, name="EnableIPv6")
+    ipam: IPAM = msgspec.field(default=IPAM(), name="IPAM")
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+def swarm_init(body: Any) -> SwarmInit:
+    """Raises `Unsupported` for what this version does not do."""
+    request = strict.read(body, SwarmInit, "InitRequest")
+    if request.force_new_cluster:
+        raise Unsupported("ForceNewCluster is not supported: this version has one manager")
+    _without_lock(request.spec, request.auto_lock_managers)
+    return request
+
+
+def swarm_join(body: Any) -> SwarmJoin:
+    return strict.read(body, SwarmJoin, "JoinRequest")
+
+
+def swarm_spec(body: Any) -> SwarmSpec:
+    spec = strict.read(body, SwarmSpec, "Spec")
+    _without_lock(spec, False)
+    return spec
+
+
+def _without_lock(spec: SwarmSpec, requested: bool) -> None:
+    if requested or spec.encryption_config.auto_lock_managers:
+        raise Unsupported("AutoLockManagers is not supported: leave out --autolock")
+
+
+def node_spec(body: Any) -> NodeSpec:
+    return strict.read(body, NodeSpec, "NodeSpec")
+
+
+def service_spec(body: Any) -> ServiceSpec:
+    """A service's specification. Networks of the old place (before API 1.44) move to the task template."""
+    if not isinstance(body, dict):
+        raise Invalid("invalid ServiceSpec: expected an object")
+    body = dict(body)
+    mode = strict.pick(body, "Mode")
+    if isinstance(mode, dict):
+        given = [name for name in ("Replicated", *MODES) if strict.pick(mode, name) is not None]
+        if len(given) > 1:
+            raise Invalid("must specify only one service mode")
+        for name in given:
+            if name in MODES:
+                raise Unsupported(f"service mode {MODES[name]} is not supported yet: use a replicated service")
+    networks = next((body.pop(key) for key in list(body) if key.lower() == "networks"), None)
+    template = strict.pick(body, "TaskTemplate")
+    if networks and isinstance(template, dict) and not strict.pick(template, "Networks"):
+        template["Networks"] = networks
+    spec = strict.read(body, ServiceSpec, "ServiceSpec")
+    if spec.task_template.runtime != "container":
+        raise Unsupported(f"TaskTemplate.Runtime {spec.task_template.runtime!r} is not supported: use container")
+    return spec
+
+
+def network_driver(body: Any) -> str:
+    """The driver a create request asks for: ours are `overlay`, anything else is the engine's business."""
+    if not isinstance(body, dict):
+        raise Invalid("invalid network: expected an object")
+    driver, scope = strict.pick(body, "Driver"), strict.pick(body, "Scope")
+    if scope == "swarm" and driver not in (None, "", OVERLAY):
+        raise Unsupported(f"driver {driver!r} with scope swarm is not supported: use the overlay driver")
+    if scope == "swarm" or strict.pick(body, "Ingress"):
+        return OVERLAY
+    return str(driver or "bridge")
+
+
+def network_spec(body: Any) -> NetworkSpec:
+    """An overlay network's specification."""
+    request = strict.read(body, NetworkCreate, "network")
+    if not request.enable_ipv4:
+        raise Unsupported("EnableIPv4 false is not supported: an overlay network always has IPv4")
+    if request.ipam.driver not in ("", "default"):
+        raise Unsupported(f"IPAM driver {request.ipam.driver!r} is not supported: use default")
+    for option in sorted(request.options.keys() - NETWORK_OPTIONS):
+        raise Unsupported(f"network option {option!r} is not supported")
+    return NetworkSpec(
+        name=request.name.strip(),
+        driver=OVERLAY,
+        labels=request.labels,
+        options=request.options,
+        ipv6=request.enable_ipv6,
+        internal=request.internal,
+        attachable=request.attachable,
+        ingress=request.ingress,
+        ipam=request.ipam.config,
+    )
