@@ -42,6 +42,32 @@ def parse_prefix(text: str, what: str = "subnet") -> Prefix:
         raise Invalid(f"invalid {what} {text!r}: expected a prefix such as 10.0.0.0/24 or fd00:1::/64") from None
 
 
+def parse_host_port(text: str, default: int, what: str = "address") -> tuple[str, int]:
+    """`10.0.0.1`, `10.0.0.1:2377`, `fd00::1`, `[fd00::1]:2377` or a name, to host and port (1-65535).
+
+    The host comes without brackets. Raises `Invalid` naming `what`.
+    """
+    host, port = text.strip(), ""
+    if host.startswith("["):
+        host, bracket, rest = host[1:].partition("]")
+        port = rest.removeprefix(":")
+        broken = not bracket or bool(rest) and not rest.startswith(":")
+    else:
+        if host.count(":") == 1:
+            host, _, port = host.partition(":")
+        broken = False
+    if broken or not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
+        raise Invalid(
+            f"invalid {what} {text!r}: expected host:port such as 192.0.2.1:{default} or [2001:db8::1]:{default}"
+        )
+    return host, int(port) if port else default
+
+
+def host_port(host: str, port: int) -> str:
+    """The inverse: `10.0.0.1:2377`, `[fd00::1]:2377`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def mac_of(address: IPv4Address) -> MAC:
     """02:42 and the four bytes of the address, as Docker does: the same address always has the same MAC."""
     return MAC("02:42:" + address.packed.hex(":"))
