@@ -1,0 +1,39 @@
+"""The names of our objects in the kernel. Each has 15 bytes at most if it is a link."""
+
+from hivemesh.model.ids import EndpointID, NetworkID, TaskID, short
+
+GATEWAY_BRIDGE = "hm_gwbridge"
+INGRESS_SANDBOX = "ingress_sbox"
+INGRESS_MARK = "hivemesh/ingress"
+HOST_MARK = "hivemesh/host"
+BRIDGE = "br0"
+VXLAN = "vxlan0"
+TABLE = "hivemesh"
+INGRESS_PORT = "hm-ve-ingress"
+"""The host end of `ingress_sbox`'s gateway veth."""
+
+
+def overlay_namespace(network: NetworkID) -> str:
+    return f"1-{network[:10]}"
+
+
+def overlay_mark(network: NetworkID) -> str:
+    return f"hivemesh/network/{network}"
+
+
+def sandbox_namespace(task: TaskID) -> str:
+    return short(task)
+
+
+def sandbox_mark(task: TaskID) -> str:
+    return f"hivemesh/sandbox/{task}"
+
+
+def endpoint_port(endpoint: EndpointID) -> str:
+    """The overlay end of an endpoint's veth."""
+    return f"veth{endpoint[:8]}"
+
+
+def gateway_port(task: TaskID) -> str:
+    """The host end of a sandbox's gateway veth."""
+    return f"hm-ve-{task[:8]}"
