@@ -1,0 +1,22 @@
+"""The daemon's settings, parsed once into a frozen value."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATA_DIR = Path("/var/lib/hivemesh")
+RUN_DIR = Path("/run/hivemesh")
+SOCKET_NAME = "docker.sock"
+SOCKET_MODE = 0o660
+"""Docker's: the owner and the group may speak to the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """What `hivemeshd` was started with."""
+
+    data_dir: Path = DATA_DIR
+    run_dir: Path = RUN_DIR
+    socket: Path = RUN_DIR / SOCKET_NAME
+    engine: str = "podman"  # or "process"
+    process_images: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
