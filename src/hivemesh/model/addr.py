@@ -51,7 +51,7 @@ def parse_host_port(text: str, default: int, what: str = "address") -> tuple[str
     if host.startswith("["):
         host, bracket, rest = host[1:].partition("]")
         port = rest.removeprefix(":")
-        broken = not bracket or bool(rest) and not rest.startswith(":")
+        broken = not bracket or (bool(rest) and not rest.startswith(":"))
     else:
         if host.count(":") == 1:
             host, _, port = host.partition(":")
