@@ -163,6 +163,16 @@ class Delta(Frame, frozen=True, kw_only=True, tag="delta"):
 
 FromManager = Welcome | Snapshot | Delta
 
+# Why a manager closes a session: web socket codes of the private range (RFC 6455, 7.4.2).
+CLOSE_MALFORMED = 4400  # a frame could not be understood
+CLOSE_REMOVED = 4403  # the node is no member of the swarm any more
+CLOSE_SILENT = 4408  # no frame for three heartbeats
+CLOSE_REPLACED = 4409  # a newer session of the same node took over
+MAX_FRAME = 16 * 1024 * 1024
+"""Bytes of the largest frame either side accepts: a snapshot of some 50,000 peers."""
+REFUSAL_HEADER = "Hivemesh-Refusal"
+"""Carries `Refusal.message` when a session is refused: web socket clients do not see the body."""
+
 
 # --- joining (HTTPS, before there is a certificate) --------------------------------------------------------------
 
@@ -175,6 +185,12 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     addr: str  # address the node advertises
     availability: str = "active"
     hostname: str = ""
+
+
+class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/renew`, with the client certificate that is to be replaced; answered by a `JoinReply`."""
+
+    csr: str
 
 
 class JoinReply(msgspec.Struct, frozen=True, kw_only=True):

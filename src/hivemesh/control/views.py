@@ -1,0 +1,318 @@
+"""What each node must know, derived from the store: pure, and cheap because nodes and revisions share what is equal.
+
+A view is a handful of groups, each a dictionary of items. A group that did not change is the very same dictionary as
+in the revision before and for every node, so comparing two views costs little more than what differs between them:
+with 50 nodes and 1000 tasks on one network, each of the 50 views has 1000 peers, yet nobody walks 50,000 items.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
+
+from hivemesh.model.addr import Address, address_of
+from hivemesh.model.cluster import Cluster
+from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.network import MTU_OPTION, Network
+from hivemesh.model.node import Node
+from hivemesh.model.service import Service
+from hivemesh.model.task import Attachment, Task, TaskState
+from hivemesh.store.tables import View as Store
+from hivemesh.wire.control import (
+    AnyItem,
+    Backend,
+    NetworkItem,
+    NodeItem,
+    PeerItem,
+    PublishItem,
+    TaskItem,
+    View,
+    key_of,
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
+Group = Mapping[str, AnyItem]
+Peers = Mapping[NetworkID, Mapping[NodeID, Group]]
+EMPTY: Group = {}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node's view at one revision; immutable, most of it shared with other nodes' views."""
+
+    node: NodeID
+    revision: int
+    nodes: Group
+    publishes: Group
+    networks: Group
+    tasks: Group
+    peers: Peers  # of the networks it takes part in; its own endpoints are among them, and skipped
+
+    def items(self) -> Iterable[AnyItem]:
+        """Everything, in no particular order."""
+        others = (group for by_node in self.peers.values() for node, group in by_node.items() if node != self.node)
+        groups = chain((self.nodes, self.publishes, self.networks, self.tasks), others)
+        return chain.from_iterable(group.values() for group in groups)
+
+    def flat(self) -> View:
+        """As an agent keeps it."""
+        return {key_of(item): item for item in self.items()}
+
+
+def difference(old: NodeView, new: NodeView) -> tuple[list[AnyItem], list[str]]:
+    """The items to set and the keys to remove that turn `old` into `new` (two views of one node)."""
+    changed: list[AnyItem] = []
+    removed: list[str] = []
+    for before, after in (
+        (old.nodes, new.nodes),
+        (old.publishes, new.publishes),
+        (old.networks, new.networks),
+        (old.tasks, new.tasks),
+    ):
+        _compare(before, after, changed, removed)
+    for network in old.peers.keys() | new.peers.keys():
+        was, now = old.peers.get(network, {}), new.peers.get(network, {})
+        if was is not now:
+            for node in was.keys() | now.keys():
+                if node != new.node:
+                    _compare(was.get(node, EMPTY), now.get(node, EMPTY), changed, removed)
+    # An endpoint may have moved from one node to another: then it is not gone.
+    present = {key_of(item) for item in changed} if removed else set()
+    return changed, [key for key in removed if key not in present]
+
+
+def _compare(before: Group, after: Group, changed: list[AnyItem], removed: list[str]) -> None:
+    if before is after:
+        return
+    for key, item in after.items():
+        known = before.get(key)
+        if known is not item and known != item:
+            changed.append(item)
+    removed.extend(key for key in before if key not in after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What follows from one node and the tasks on it."""
+
+    node: Node
+    assigned: tuple[Task, ...]
+    tasks: Group
+    peers: Mapping[NetworkID, Group]  # its endpoints, as others see them
+    joined: frozenset[NetworkID]  # networks of tasks that are not dead
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What follows from one service and its serving tasks."""
+
+    service: Service
+    serving: tuple[Task, ...]
+    items: Group
+
+
+class Deriver:
+    """Derives views from the store, keeping what did not change since the last call of `update`."""
+
+    def __init__(self) -> None:
+        self._revision = 0
+        self._cluster: Cluster | None = None
+        self._networks: dict[NetworkID, Network] = {}
+        self._ingress: frozenset[NetworkID] = frozenset()
+        self._parts: dict[NodeID, _Part] = {}
+        self._published: dict[ServiceID, _Published] = {}
+        self._nodes: Group = {}
+        self._publishes: Group = {}
+        self._peers: dict[NetworkID, Mapping[NodeID, Group]] = {}
+        self._own: dict[NodeID, tuple[_Part, Group]] = {}
+
+    def update(self, store: Store) -> None:
+        """Take over what the store holds now."""
+        networks = {n.id: n for n in store.all(Network) if n.vni is not None and n.subnets}
+        if store.cluster is not self._cluster or not _same(networks, self._networks):
+            self._own, self._published = {}, {}
+        self._revision, self._cluster, self._networks = store.revision, store.cluster, networks
+        self._ingress = frozenset(n.id for n in networks.values() if n.spec.ingress)
+        on_node: dict[NodeID, list[Task]] = {}
+        of_service: dict[ServiceID, list[Task]] = {}
+        for task in store.all(Task):
+            if task.node_id is None or task.status.state < TaskState.ASSIGNED:
+                continue
+            on_node.setdefault(task.node_id, []).append(task)
+            if task.serving:
+                of_service.setdefault(task.service_id, []).append(task)
+        self._update_nodes(store, on_node)
+        self._update_publishes(store, of_service)
+
+    def of(self, node: NodeID, released: Collection[TaskID] = ()) -> NodeView | None:
+        """The view of a node, which may stop the tasks in `released`; None when there is no such node."""
+        part = self._parts.get(node)
+        if part is None or self._cluster is None:
+            return None
+        networks = self._networks_of(part)
+        taking = self._ingress | part.joined
+        return NodeView(
+            node=node,
+            revision=self._revision,
+            nodes=self._nodes,
+            publishes=self._publishes,
+            networks=networks,
+            tasks=_with_released(part, released),
+            peers={network: self._peers[network] for network in taking if network in self._peers},
+        )
+
+    def _update_nodes(self, store: Store, on_node: Mapping[NodeID, list[Task]]) -> None:
+        parts: dict[NodeID, _Part] = {}
+        nodes: dict[str, AnyItem] = {}
+        for node in store.all(Node):
+            assigned = tuple(on_node.get(node.id, ()))
+            known = self._parts.get(node.id)
+            if known is None or known.node is not node or known.assigned != assigned:
+                known = _part(node, assigned, known)
+            parts[node.id] = known
+            if node.vtep is not None:
+                item = NodeItem(id=node.id, vtep=node.vtep)
+                nodes[key_of(item)] = item
+        self._nodes = nodes if nodes != self._nodes else self._nodes
+        if _same(parts, self._parts):
+            return
+        self._parts = parts
+        peers: dict[NetworkID, dict[NodeID, Group]] = {}
+        for part in parts.values():
+            for network, group in part.peers.items():
+                peers.setdefault(network, {})[part.node.id] = group
+        before = self._peers
+        self._peers = {
+            network: before[network] if network in before and _same(by_node, before[network]) else by_node
+            for network, by_node in peers.items()
+        }
+
+    def _update_publishes(self, store: Store, of_service: Mapping[ServiceID, list[Task]]) -> None:
+        published: dict[ServiceID, _Published] = {}
+        for service in store.all(Service):
+            if not any(port.publish_mode == "ingress" for port in service.ports):
+                continue
+            serving = tuple(sorted(of_service.get(service.id, ()), key=lambda task: (task.slot, task.id)))
+            known = self._published.get(service.id)
+            if known is None or known.service is not service or known.serving != serving:
+                known = _Published(service, serving, self._publish(service, serving))
+            published[service.id] = known
+        self._published = published
+        publishes: dict[str, AnyItem] = {}
+        for entry in published.values():
+            publishes.update(entry.items)
+        self._publishes = publishes if publishes != self._publishes else self._publishes
+
+    def _publish(self, service: Service, serving: Iterable[Task]) -> Group:
+        backends = tuple(
+            Backend(task=task.id, addresses=addresses) for task in serving if (addresses := self._on_ingress(task))
+        )
+        items = [
+            PublishItem(
+                service=service.id,
+                service_name=service.spec.name,
+                protocol=port.protocol,
+                port=port.published_port,
+                backends=backends,
+            )
+            for port in service.ports
+            if port.publish_mode == "ingress" and port.published_port
+        ]
+        return {key_of(item): item for item in items}
+
+    def _on_ingress(self, task: Task) -> tuple[Address, ...]:
+        return tuple(
+            address_of(interface)
+            for attachment in task.attachments
+            if attachment.network_id in self._ingress
+            for interface in attachment.addresses
+        )
+
+    def _networks_of(self, part: _Part) -> Group:
+        known = self._own.get(part.node.id)
+        if known is not None and known[0] is part:
+            return known[1]
+        assert self._cluster is not None
+        items: dict[str, AnyItem] = {}
+        for identifier in self._ingress | part.joined:
+            network = self._networks.get(identifier)
+            if network is not None:
+                item = _network_item(network, self._cluster.data_path_port, part.node.attachments)
+                items[key_of(item)] = item
+        group = known[1] if known is not None and known[1] == items else items
+        self._own[part.node.id] = (part, group)
+        return group
+
+
+def derive(store: Store, node: NodeID, released: Collection[TaskID] = ()) -> View:
+    """The view of one node from scratch; empty when there is no such node."""
+    deriver = Deriver()
+    deriver.update(store)
+    view = deriver.of(node, released)
+    return view.flat() if view else {}
+
+
+def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None) -> _Part:
+    tasks: dict[str, AnyItem] = {}
+    endpoints: dict[NetworkID, dict[str, AnyItem]] = {}
+    joined: set[NetworkID] = set()
+    for task in assigned:
+        item = TaskItem(task=task)
+        tasks[key_of(item)] = item
+        if not task.status.state.dead:
+            joined.update(attachment.network_id for attachment in task.attachments)
+            _add_peers(endpoints, node, task.attachments)
+    _add_peers(endpoints, node, node.attachments)
+    before = known.peers if known else {}
+    peers: dict[NetworkID, Group] = {
+        network: before[network] if network in before and before[network] == group else group
+        for network, group in endpoints.items()
+    }
+    return _Part(node, assigned, tasks, peers, frozenset(joined))
+
+
+def _add_peers(endpoints: dict[NetworkID, dict[str, AnyItem]], node: Node, attachments: Iterable[Attachment]) -> None:
+    if node.vtep is None:  # it has not called yet: there is no way to it
+        return
+    for attachment in attachments:
+        item = PeerItem(
+            network=attachment.network_id,
+            endpoint=attachment.endpoint_id,
+            addresses=attachment.addresses,
+            mac=attachment.mac,
+            vtep=node.vtep,
+        )
+        endpoints.setdefault(attachment.network_id, {})[key_of(item)] = item
+
+
+def _network_item(network: Network, port: int, attachments: Iterable[Attachment]) -> NetworkItem:
+    assert network.vni is not None
+    mtu = network.spec.options.get(MTU_OPTION, "")
+    return NetworkItem(
+        id=network.id,
+        name=network.spec.name,
+        vni=network.vni,
+        port=port,
+        subnets=network.subnets,
+        ingress=network.spec.ingress,
+        internal=network.spec.internal,
+        mtu=int(mtu) if mtu.isascii() and mtu.isdigit() else 0,
+        own=next((a for a in attachments if a.network_id == network.id), None),
+    )
+
+
+def _with_released(part: _Part, released: Collection[TaskID]) -> Group:
+    free = [task for task in part.assigned if task.id in released] if released else []
+    if not free:
+        return part.tasks
+    items = dict(part.tasks)
+    for task in free:
+        item = TaskItem(task=task, released=True)
+        items[key_of(item)] = item
+    return items
+
+
+def _same(a: Mapping[K, V], b: Mapping[K, V]) -> bool:
+    """The very same values under the same keys."""
+    return len(a) == len(b) and all(b.get(key) is value for key, value in a.items())
