@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from hivemesh.clock import Clock
-from hivemesh.control.manager import Manager
 from hivemesh.engine.api import EngineInfo
 from hivemesh.model.ids import NodeID
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
+
+if TYPE_CHECKING:
+    from hivemesh.control.manager import Manager  # a worker never loads the managers' part
 
 LocalState = Literal["inactive", "pending", "active", "error"]
 
@@ -51,7 +53,7 @@ class LocalNode(Protocol):
     def remote_managers(self) -> tuple[RemoteManager, ...]: ...
 
     @property
-    def manager(self) -> Manager | None:
+    def manager(self) -> "Manager | None":
         """The managers' facade when this node is one (and ready to answer), else None."""
         ...
 

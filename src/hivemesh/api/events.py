@@ -1,0 +1,241 @@
+"""`/events`: what changed in the swarm, as it happens, and what the engine reports beside it."""
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from hivemesh.api import passthrough
+from hivemesh.api.http import Filters, any_of, filters_of, labels_match, local_of
+from hivemesh.model.errors import HivemeshError, Invalid
+from hivemesh.model.network import Network
+from hivemesh.model.node import Node
+from hivemesh.model.service import Service
+from hivemesh.store.api import Event
+from hivemesh.store.tables import PREFIX
+from hivemesh.wire import codec
+
+if TYPE_CHECKING:
+    from hivemesh.control.manager import Manager  # a worker never loads the managers' part
+
+log = logging.getLogger("hivemesh.api")
+routes = web.RouteTableDef()
+
+BACKLOG = 256
+"""Events kept for `since`, as Docker keeps."""
+READER_LIMIT = 1024
+"""Events a slow reader may be behind before it is cut off."""
+
+FILTERS = (
+    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret",
+    "service", "type", "volume",
+)  # fmt: skip
+SWARM_TYPES = {"service", "node", "network"}
+ENGINE_FILTERS = {"container", "event", "image", "label", "type", "volume"}
+"""What Podman's event filters know; with any other the engine has nothing to say."""
+ENGINE_TYPES = {"container", "image", "volume", "network"}
+
+Watched = Service | Node | Network
+KINDS: dict[str, type[Watched]] = {PREFIX[Service]: Service, PREFIX[Node]: Node, PREFIX[Network]: Network}
+Message = dict[str, Any]
+
+
+def facts(value: Watched) -> dict[str, str]:
+    """What events tell of an object; the pairs that change are shown with their old and new values."""
+    match value:
+        case Service():
+            container = value.spec.task_template.container_spec
+            return {"image": container.image, "replicas": str(value.spec.replicas)}
+        case Node():
+            return {"availability": value.spec.availability, "role": value.spec.role, "state": value.state}
+        case Network():
+            return {}
+
+
+def name_of(value: Watched) -> str:
+    return (value.spec.name or value.description.hostname) if isinstance(value, Node) else value.spec.name
+
+
+def describe(
+    kind: type[Watched], identifier: str, old: Watched | None, new: Watched | None
+) -> tuple[str, Message] | None:
+    """The action and actor for one object's change; None when nothing a user asked for or sees has changed."""
+    known = new or old
+    if known is None or (old and new and old.spec == new.spec and facts(old) == facts(new)):
+        return None
+    attributes = {"name": name_of(known)}
+    if old and new:
+        before, after = facts(old), facts(new)
+        for key in after:
+            if before[key] != after[key]:
+                attributes |= {f"{key}.old": before[key], f"{key}.new": after[key]}
+    action = "create" if old is None else "remove" if new is None else "update"
+    return action, {"ID": identifier, "Attributes": attributes}
+
+
+def message(kind: str, action: str, actor: Message, stamp: float) -> Message:
+    return {
+        "Type": kind,
+        "Action": action,
+        "Actor": actor,
+        "scope": "swarm",
+        "time": int(stamp),
+        "timeNano": int(stamp * 1e9),
+    }
+
+
+class Hub:
+    """Turns commits into events, keeps the last ones, and hands new ones to whoever listens."""
+
+    def __init__(self) -> None:
+        self._manager: Manager | None = None
+        self._seen: dict[str, Watched] = {}
+        self._backlog: deque[Message] = deque(maxlen=BACKLOG)
+        self._readers: set[asyncio.Queue[Message | None]] = set()
+
+    def follow(self, manager: "Manager | None") -> None:
+        """Watch this manager's commits from now on; called with each request, acts once per manager."""
+        if manager is None or manager is self._manager:
+            return
+        self._manager = manager
+        view = manager.tables.view
+        self._seen = {PREFIX[kind] + value.id: value for kind in KINDS.values() for value in view.all(kind)}
+        manager.tables.on_commit(lambda events: self._committed(manager, events))
+
+    def _committed(self, manager: "Manager", events: Iterable[Event]) -> None:
+        if manager is not self._manager:
+            return
+        for event in events:
+            prefix, _, identifier = event.key.partition("/")
+            kind = KINDS.get(prefix + "/")
+            if kind is None:
+                continue
+            new = codec.unpack(event.value, kind) if event.value is not None else None
+            old = self._seen.pop(event.key, None)
+            if new is not None:
+                self._seen[event.key] = new
+            if change := describe(kind, identifier, old, new):
+                self._publish(message(kind.__name__.lower(), *change, time.time()))
+
+    def _publish(self, event: Message) -> None:
+        self._backlog.append(event)
+        for reader in tuple(self._readers):
+            try:
+                reader.put_nowait(event)
+            except asyncio.QueueFull:
+                self._readers.discard(reader)
+                with suppress(asyncio.QueueEmpty):
+                    reader.get_nowait()
+                reader.put_nowait(None)
+
+    @contextmanager
+    def listen(self) -> Iterator[tuple[list[Message], asyncio.Queue[Message | None]]]:
+        """The backlog, and a queue of what comes; None in the queue means that the reader was too slow."""
+        queue: asyncio.Queue[Message | None] = asyncio.Queue(READER_LIMIT)
+        self._readers.add(queue)
+        try:
+            yield list(self._backlog), queue
+        finally:
+            self._readers.discard(queue)
+
+
+HUB = web.AppKey("hub", Hub)
+
+
+def setup(app: web.Application) -> None:
+    app[HUB] = Hub()
+
+
+def _moment(request: web.Request, name: str) -> float | None:
+    text = request.query.get(name, "")
+    if text in ("", "0"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise Invalid(f"invalid {name} {text!r}: expected unix seconds") from None
+
+
+def matches(event: Message, filters: Filters) -> bool:
+    """Whether a swarm event passes; ids and names match by prefix."""
+    actor = event["Actor"]
+    attributes = actor["Attributes"]
+    for kind in FILTERS:
+        if kind not in filters or kind in ("event", "label", "scope", "type"):
+            continue
+        if kind != event["Type"]:
+            return False
+        if not any_of(filters, kind, lambda v: actor["ID"].startswith(v) or attributes["name"].startswith(v)):
+            return False
+    return (
+        any_of(filters, "type", event["Type"].__eq__)
+        and any_of(filters, "event", event["Action"].__eq__)
+        and any_of(filters, "scope", event["scope"].__eq__)
+        and labels_match(filters, attributes)
+    )
+
+
+@routes.get("/events")
+async def events(request: web.Request) -> web.StreamResponse:
+    filters = filters_of(request, FILTERS)
+    since, until = _moment(request, "since"), _moment(request, "until")
+    now = local_of(request).clock.now()
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.enable_chunked_encoding()
+    with request.app[HUB].listen() as (backlog, queue):
+        await response.prepare(request)
+        for event in backlog:
+            stamp = event["timeNano"] / 1e9
+            if since is not None and since <= stamp and (until is None or stamp <= until) and matches(event, filters):
+                await _send(response, event)
+        engine = asyncio.create_task(_from_engine(request, filters, queue), name="engine events")
+        try:
+            async with asyncio.timeout(None if until is None else max(until - now, 0.0)):
+                while (fresh := await queue.get()) is not None:
+                    if fresh.get("scope") != "swarm" or matches(fresh, filters):
+                        await _send(response, fresh)
+        except TimeoutError:
+            pass
+        finally:
+            engine.cancel()
+            await asyncio.gather(engine, return_exceptions=True)
+    await response.write_eof()
+    return response
+
+
+async def _send(response: web.StreamResponse, event: Message) -> None:
+    await response.write(codec.to_json(event) + b"\n")
+
+
+async def _from_engine(request: web.Request, filters: Filters, queue: asyncio.Queue[Message | None]) -> None:
+    """Put the engine's events into the same queue for as long as it talks."""
+    types, scopes = filters.get("type"), filters.get("scope")
+    if filters.keys() - ENGINE_FILTERS - {"scope"} or (scopes and "local" not in scopes):
+        return
+    if types and not (set(types) & ENGINE_TYPES):
+        return
+    passed = {name: values for name, values in filters.items() if name in ENGINE_FILTERS and name != "type"}
+    query = {name: request.query[name] for name in ("since", "until") if request.query.get(name, "0") != "0"}
+    if passed:
+        query["filters"] = json.dumps(passed)
+    try:
+        async with passthrough.stream(request, f"/events?{urlencode({'stream': 'true', **query})}") as content:
+            async for event in _messages(content):
+                if not types or event.get("Type") in types:
+                    await queue.put(event)
+    except (HivemeshError, OSError) as error:
+        log.info("events without the engine's: %s", error)
+
+
+async def _messages(content: Any) -> AsyncIterator[Message]:
+    async for line in content:
+        if line.strip():
+            with suppress(ValueError):
+                yield json.loads(line)

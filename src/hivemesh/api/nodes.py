@@ -1,0 +1,69 @@
+"""`/nodes`: the machines of the swarm."""
+
+from aiohttp import web
+
+from hivemesh.api.errors import control_plane
+from hivemesh.api.http import (
+    Filters,
+    answer,
+    any_of,
+    body_of,
+    filters_of,
+    flag,
+    labels_match,
+    local_of,
+    manager_of,
+    version_of_object,
+)
+from hivemesh.model.node import Node
+from hivemesh.wire.engine import objects, requests
+
+routes = web.RouteTableDef()
+
+FILTERS = ("id", "label", "node.label", "membership", "name", "role")
+
+
+@routes.get("/nodes")
+async def list_nodes(request: web.Request) -> web.Response:
+    view = manager_of(request).tables.view
+    filters = filters_of(request, FILTERS)
+    found = [node for node in view.all(Node) if _matches(node, filters)]
+    leader = local_of(request).node_id
+    found.sort(key=lambda node: (node.created, node.id))
+    return answer([objects.node(node, view.cluster, leader) for node in found])
+
+
+def _matches(node: Node, filters: Filters) -> bool:
+    return (
+        any_of(filters, "id", node.id.startswith)
+        and any_of(filters, "name", (node.spec.name or node.description.hostname).startswith)
+        and any_of(filters, "role", node.spec.role.__eq__)
+        and any_of(filters, "membership", "accepted".__eq__)
+        and labels_match(filters, node.description.labels)
+        and labels_match(filters, node.spec.labels, "node.label")
+    )
+
+
+@routes.get("/nodes/{ref}")
+async def inspect(request: web.Request) -> web.Response:
+    manager = manager_of(request)
+    node = manager.node(request.match_info["ref"])
+    return answer(objects.node(node, manager.tables.view.cluster, local_of(request).node_id))
+
+
+@routes.post("/nodes/{ref}/update")
+async def update(request: web.Request) -> web.Response:
+    manager = manager_of(request)
+    spec = requests.node_spec(await body_of(request))
+    version = version_of_object(request)
+    with control_plane():
+        await manager.update_node(request.match_info["ref"], version, spec)
+    return web.Response()
+
+
+@routes.delete("/nodes/{ref}")
+async def remove(request: web.Request) -> web.Response:
+    manager = manager_of(request)
+    with control_plane():
+        await manager.remove_node(request.match_info["ref"], force=flag(request, "force"))
+    return web.Response()

@@ -1,0 +1,91 @@
+"""`/services`: what users want running."""
+
+from aiohttp import web
+
+from hivemesh.api.errors import ApiError, control_plane
+from hivemesh.api.http import (
+    answer,
+    any_of,
+    body_of,
+    filters_of,
+    flag,
+    labels_match,
+    manager_of,
+    version_of_object,
+)
+from hivemesh.model.errors import Invalid, Unsupported
+from hivemesh.model.service import Service
+from hivemesh.wire.engine import objects, requests
+
+routes = web.RouteTableDef()
+
+FILTERS = ("id", "label", "mode", "name", "runtime")
+
+
+@routes.get("/services")
+async def list_services(request: web.Request) -> web.Response:
+    view = manager_of(request).tables.view
+    filters = filters_of(request, FILTERS)
+    found = [
+        service
+        for service in view.all(Service)
+        if any_of(filters, "id", service.id.startswith)
+        and any_of(filters, "name", service.spec.name.startswith)
+        and any_of(filters, "mode", "replicated".__eq__)
+        and any_of(filters, "runtime", "container".__eq__)
+        and labels_match(filters, service.spec.labels)
+    ]
+    found.sort(key=lambda service: (service.created, service.id))
+    status = flag(request, "status")
+    return answer([objects.service(service, view.tasks_of(service.id) if status else None) for service in found])
+
+
+@routes.post("/services/create")
+async def create(request: web.Request) -> web.Response:
+    manager = manager_of(request)
+    spec = requests.service_spec(await body_of(request))
+    with control_plane():
+        service = await manager.create_service(spec)
+    return answer({"ID": service.id, "Warnings": None}, 201)
+
+
+@routes.get("/services/{ref}")
+async def inspect(request: web.Request) -> web.Response:
+    service = manager_of(request).service(request.match_info["ref"])
+    return answer(objects.service(service, defaults=flag(request, "insertDefaults")))
+
+
+@routes.post("/services/{ref}/update")
+async def update(request: web.Request) -> web.Response:
+    manager = manager_of(request)
+    rollback = request.query.get("rollback", "")
+    if rollback not in ("", "none", "previous"):
+        raise Invalid(f"unrecognized rollback option {rollback!r}: use previous or none")
+    spec = requests.service_spec(await body_of(request))
+    version = version_of_object(request)
+    with control_plane():
+        await manager.update_service(request.match_info["ref"], version, spec, rollback=rollback == "previous")
+    return answer({"Warnings": None})
+
+
+@routes.delete("/services/{ref}")
+async def remove(request: web.Request) -> web.Response:
+    manager = manager_of(request)
+    with control_plane():
+        await manager.remove_service(request.match_info["ref"])
+    return web.Response()
+
+
+@routes.get("/services/{ref}/logs")
+@routes.get("/tasks/{ref}/logs")
+async def logs(request: web.Request) -> web.Response:
+    manager_of(request)
+    raise Unsupported(
+        "service logs are not supported yet: find the task's node with `docker service ps` and read `docker logs` there"
+    )
+
+
+@routes.get(r"/distribution/{name:.+}/json")
+async def distribution(request: web.Request) -> web.Response:
+    """No registry is asked: nodes pull by the name as written, and the CLI says so in a warning."""
+    raise ApiError(404, f"the digest of {request.match_info['name']} is not looked up: each node pulls it by name")
