@@ -1,7 +1,8 @@
 """Typed tables over a store: one per kind of object, kept in memory, written in optimistic transactions."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,8 +13,10 @@ from hivemesh.model.network import Network
 from hivemesh.model.node import Node
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task
-from hivemesh.store.api import Delete, Event, Expect, Mismatch, Put, Store
+from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Store
 from hivemesh.wire import codec
+
+log = logging.getLogger("hivemesh.store")
 
 T = TypeVar("T", Cluster, Node, Network, Service, Task)
 R = TypeVar("R")
@@ -34,9 +37,11 @@ ATTEMPTS = 10
 class View:
     """What the store holds, read-only. Consistent between two awaits."""
 
-    def __init__(self, objects: dict[type[Any], dict[str, Any]], revision: int) -> None:
-        self._objects = objects
-        self.revision = revision
+    def __init__(self) -> None:
+        self.revision = 0
+        self._objects: dict[type[Any], dict[str, Any]] = {kind: {} for kind in PREFIX}
+        self._by_service: dict[str, dict[str, Task]] = {}
+        self._by_node: dict[str, dict[str, Task]] = {}
 
     def get(self, kind: type[T], identifier: str) -> T | None:
         """The object, or None."""
@@ -50,57 +55,119 @@ class View:
     @property
     def cluster(self) -> Cluster:
         """The one cluster object."""
-        found: Cluster = next(iter(self._objects[Cluster].values()))
-        return found
+        return next(iter(self.all(Cluster)))
 
     def tasks_of(self, service: str) -> list[Task]:
         """The tasks of a service, dead ones included."""
-        return [task for task in self.all(Task) if task.service_id == service]
+        return list(self._by_service.get(service, {}).values())
+
+    def tasks_on(self, node: str) -> list[Task]:
+        """The tasks assigned to a node, dead ones included."""
+        return list(self._by_node.get(node, {}).values())
+
+    def _set(self, value: Any) -> None:
+        self._unset(type(value), value.id)
+        self._objects[type(value)][value.id] = value
+        if isinstance(value, Task):
+            self._by_service.setdefault(value.service_id, {})[value.id] = value
+            if value.node_id:
+                self._by_node.setdefault(value.node_id, {})[value.id] = value
+
+    def _unset(self, kind: type[Any], identifier: str) -> None:
+        before = self._objects[kind].pop(identifier, None)
+        if isinstance(before, Task):
+            for index, key in ((self._by_service, before.service_id), (self._by_node, before.node_id)):
+                if key:
+                    index[key].pop(identifier, None)
+                    if not index[key]:
+                        del index[key]
 
 
 class Transaction(View):
-    """A view with changes staged on top: reads see them, nobody else does until commit."""
+    """A view with changes staged on top: reads see them, nobody else does until commit.
+
+    Making one costs nothing: reads fall through to the view below. That view must not change before `changes` was
+    called, so a transaction is never held across an await.
+    """
 
     def __init__(self, base: View) -> None:
-        super().__init__({kind: dict(objects) for kind, objects in base._objects.items()}, base.revision)
+        self.revision = base.revision
+        self.edits = 0  # grows with each change that is one
         self._base = base
-        self.staged: dict[tuple[type[Any], str], AnyObject | None] = {}
+        self._staged: dict[type[Any], dict[str, Any]] = {kind: {} for kind in PREFIX}
+
+    def get(self, kind: type[T], identifier: str) -> T | None:
+        staged = self._staged[kind]
+        found: T | None = staged[identifier] if identifier in staged else self._base.get(kind, identifier)
+        return found
+
+    def all(self, kind: type[T]) -> Collection[T]:
+        staged = self._staged[kind]
+        if not staged:
+            return self._base.all(kind)
+        kept = [value for value in self._base.all(kind) if value.id not in staged]
+        return kept + [value for value in staged.values() if value is not None]
+
+    def tasks_of(self, service: str) -> list[Task]:
+        return self._merged(self._base.tasks_of(service), lambda task: task.service_id == service)
+
+    def tasks_on(self, node: str) -> list[Task]:
+        return self._merged(self._base.tasks_on(node), lambda task: task.node_id == node)
+
+    def _merged(self, found: list[Task], belongs: Callable[[Task], bool]) -> list[Task]:
+        staged = self._staged[Task]
+        if not staged:
+            return found
+        kept = [task for task in found if task.id not in staged]
+        return kept + [task for task in staged.values() if task is not None and belongs(task)]
 
     def put(self, value: T) -> T:
-        """Create or replace."""
+        """Create or replace; putting what is there already changes nothing."""
         kind = type(value)
-        if self._objects[kind].get(value.id) != value:
-            self._objects[kind][value.id] = value
-            self.staged[kind, value.id] = value
+        if self.get(kind, value.id) != value:
+            self._staged[kind][value.id] = value
+            self.edits += 1
         return value
 
     def delete(self, value: AnyObject) -> None:
         """Remove; removing what is not there is fine."""
-        kind = type(value)
-        if self._objects[kind].pop(value.id, None) is not None:
-            self.staged[kind, value.id] = None
+        kind: type[Any] = type(value)
+        if self.get(kind, value.id) is not None:
+            self._staged[kind][value.id] = None
+            self.edits += 1
+
+    def staged(self) -> Iterator[tuple[type[Any], str, AnyObject | None, AnyObject | None]]:
+        """What differs from the view below: kind, id, value before and after (None: not there)."""
+        for kind, values in self._staged.items():
+            for identifier, value in values.items():
+                before = self._base.get(kind, identifier)
+                if before != value:
+                    yield kind, identifier, before, value
 
     def changes(self) -> tuple[list[Put | Delete], list[Expect]]:
         """What to commit, and the versions it was computed from."""
         puts: list[Put | Delete] = []
         expect: list[Expect] = []
-        for (kind, identifier), value in self.staged.items():
+        for kind, identifier, before, value in self.staged():
             key = PREFIX[kind] + identifier
-            before = self._base._objects[kind].get(identifier)
-            if before is None and value is None:
-                continue
             expect.append(Expect(key, before.version if before else 0))
             puts.append(Put(key, codec.pack(value)) if value is not None else Delete(key))
         return puts, expect
 
 
 class Tables:
-    """The cluster's state in memory, following the store."""
+    """The cluster's state in memory, following the store.
+
+    Updates through one `Tables` run one after the other, so that what a change read (a name that is free, an address
+    nobody holds) still holds when it is committed. Its own commits enter the view at once; those of others arrive
+    by the watch in `run`.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.view = View({kind: {} for kind in PREFIX}, 0)
-        self._changed = asyncio.Condition()
+        self.view = View()
+        self._writing = asyncio.Lock()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._listeners: list[Callable[[tuple[Event, ...]], None]] = []
 
     async def load(self) -> None:
@@ -112,63 +179,121 @@ class Tables:
 
     async def run(self) -> None:
         """Follow the store for as long as the manager lives."""
-        async for batch in self.store.watch("", self.view.revision):
-            await self._apply(batch)
+        while True:
+            try:
+                async for batch in self.store.watch("", self.view.revision):
+                    self._apply(batch)
+                return
+            except Compacted:
+                log.warning("the store's history is gone: reading it afresh")
+                await self._reload()
 
     async def update(self, change: Callable[[Transaction], R]) -> R:
         """Run `change` on a transaction and commit it; run it again on a newer view if somebody else was faster.
 
-        `change` may raise to abort: then nothing is written. Raises `Conflict` when it never gets through.
+        When this returns the view has the commit. `change` may raise to abort: then nothing is written. Raises
+        `Conflict` when it never gets through, `Unavailable` when the store cannot write.
         """
         for _ in range(ATTEMPTS):
-            transaction = Transaction(self.view)
-            result = change(transaction)
-            changes, expect = transaction.changes()
-            if not changes:
-                return result
-            try:
-                revision = await self.store.commit(changes, expect)
-            except Mismatch:
-                await asyncio.sleep(0)
+            async with self._writing:
+                transaction = Transaction(self.view)
+                result = change(transaction)
+                changes, expect = transaction.changes()
+                if not changes:
+                    return result
+                try:
+                    revision = await self.store.commit(changes, expect)
+                except Mismatch:
+                    seen = self.view.revision
+                else:
+                    self._enter(transaction, changes, revision)
+                    await self.wait(revision)
+                    return result
+            try:  # somebody else's commit is on its way to us
+                async with asyncio.timeout(1):
+                    await self.changed(seen)
+            except TimeoutError:
                 continue
-            await self.wait(revision)
-            return result
         raise Conflict("the cluster's state changes faster than this request can be applied; try again")
 
     async def wait(self, revision: int) -> None:
         """Until this view has `revision`."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.view.revision >= revision)
+        while self.view.revision < revision:
+            await self._next()
 
     async def changed(self, after: int) -> int:
         """Until the view is newer than `after`; returns its revision."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.view.revision > after)
-            return self.view.revision
+        await self.wait(after + 1)
+        return self.view.revision
 
     def on_commit(self, listener: Callable[[tuple[Event, ...]], None]) -> None:
-        """Call `listener` with each commit's events, after the view has them."""
+        """Call `listener` with each commit's events, in order, after the view has them."""
         self._listeners.append(listener)
 
-    async def _apply(self, batch: Iterable[Event]) -> None:
-        events = tuple(batch)
-        async with self._changed:
-            for event in events:
-                if event.value is None:
-                    kind, identifier = self._split(event.key)
-                    if kind is not None:
-                        self.view._objects[kind].pop(identifier, None)
-                else:
-                    self._put(event.key, event.value, event.revision)
-                self.view.revision = max(self.view.revision, event.revision)
-            self._changed.notify_all()
+    async def _next(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiting.discard(waiter)
+
+    def _enter(self, transaction: Transaction, changes: Iterable[Put | Delete], revision: int) -> None:
+        """Our own commit, without a round through the watch, unless an earlier one of somebody else is missing."""
+        if revision != self.view.revision + 1:
+            return
+        for kind, identifier, _, value in list(transaction.staged()):
+            if value is None:
+                self.view._unset(kind, identifier)
+            else:
+                self.view._set(msgspec.structs.replace(value, version=revision))
+        self._advance(
+            tuple(Event(change.key, change.value if isinstance(change, Put) else None, revision) for change in changes)
+        )
+
+    def _apply(self, batch: tuple[Event, ...]) -> None:
+        events = tuple(event for event in batch if event.revision > self.view.revision)
+        if not events:
+            return
+        for event in events:
+            if event.value is not None:
+                self._put(event.key, event.value, event.revision)
+                continue
+            kind, identifier = self._split(event.key)
+            if kind is not None:
+                self.view._unset(kind, identifier)
+        self._advance(events)
+
+    def _advance(self, events: tuple[Event, ...]) -> None:
+        self.view.revision = events[-1].revision
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
         for listener in self._listeners:
             listener(events)
 
+    async def _reload(self) -> None:
+        """What changed while we were not looking, as one batch of events."""
+        snapshot = await self.store.snapshot()
+        known = {PREFIX[kind] + value.id: value.version for kind in PREFIX for value in self.view.all(kind)}
+        present = {entry.key for entry in snapshot.entries}
+        events = [Event(key, None, snapshot.revision) for key in known if key not in present]
+        for entry in snapshot.entries:
+            if known.get(entry.key) != entry.revision:
+                self._put(entry.key, entry.value, entry.revision)
+                events.append(Event(entry.key, entry.value, snapshot.revision))
+        for event in events:
+            kind, identifier = self._split(event.key)
+            if event.value is None and kind is not None:
+                self.view._unset(kind, identifier)
+        if events:
+            self._advance(tuple(events))
+        self.view.revision = max(self.view.revision, snapshot.revision)
+
     def _put(self, key: str, value: bytes, revision: int) -> None:
-        kind, identifier = self._split(key)
+        kind, _ = self._split(key)
         if kind is not None:
-            self.view._objects[kind][identifier] = msgspec.structs.replace(codec.unpack(value, kind), version=revision)
+            self.view._set(msgspec.structs.replace(codec.unpack(value, kind), version=revision))
 
     @staticmethod
     def _split(key: str) -> tuple[type[Any] | None, str]:
