@@ -164,6 +164,7 @@ class Delta(Frame, frozen=True, kw_only=True, tag="delta"):
 FromManager = Welcome | Snapshot | Delta
 
 # Why a manager closes a session: web socket codes of the private range (RFC 6455, 7.4.2).
+CLOSE_FAILED = 1011  # a bug on the manager's side; its log has it
 CLOSE_MALFORMED = 4400  # a frame could not be understood
 CLOSE_REMOVED = 4403  # the node is no member of the swarm any more
 CLOSE_SILENT = 4408  # no frame for three heartbeats

@@ -1,0 +1,244 @@
+"""The cluster port: where nodes join, renew, leave and hold their sessions. HTTPS and one web socket per node.
+
+Only `GET /v1/ca` and `POST /v1/join` answer a caller without a certificate. Every refusal has a `Refusal` as its body.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from hivemesh.clock import Clock
+from hivemesh.control.dispatcher import Dispatcher
+from hivemesh.control.join import admit, refresh
+from hivemesh.model.addr import host_port, parse_host_port
+from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
+from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.node import Node
+from hivemesh.pki import Peer, peer_of, server_context
+from hivemesh.store.tables import Tables, Transaction
+from hivemesh.wire import codec
+from hivemesh.wire.control import (
+    CLOSE_MALFORMED,
+    CLOSE_REMOVED,
+    MAX_FRAME,
+    REFUSAL_HEADER,
+    JoinRequest,
+    Refusal,
+    RenewRequest,
+)
+
+log = logging.getLogger("hivemesh.server")
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request; a certificate request has about 400."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds a peer has to answer our goodbye."""
+RELOAD_PERIOD = 3600.0
+"""Seconds between looks at our own certificate, which the agent beside us renews."""
+STATUS = (
+    (Forbidden, 403),
+    (NotFound, 404),
+    (Conflict, 409),
+    (Unsupported, 501),
+    (Unavailable, 503),
+    (HivemeshError, 400),
+)
+WILDCARDS = ("0.0.0.0", "::", "*", "")
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ClusterServer:
+    """Serves the cluster port of one manager.
+
+    `certificate` is the PEM file with this manager's certificate and key, `listen` host:port; the wildcard of either
+    family means both.
+    """
+
+    def __init__(self, tables: Tables, dispatcher: Dispatcher, *, certificate: Path, listen: str, clock: Clock) -> None:
+        self._tables = tables
+        self._dispatcher = dispatcher
+        self._certificate = certificate
+        self._listen = listen
+        self._clock = clock
+        self._sockets: list[socket.socket] = []
+        self.ready = asyncio.Event()
+
+    @property
+    def port(self) -> int:
+        """The port we listen on, once `ready`."""
+        return int(self._sockets[0].getsockname()[1])
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises `Unavailable` when the port cannot be had."""
+        context = server_context(self._certificate, self._tables.view.cluster.ca_cert)
+        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
+        try:
+            self._sockets = _bind(self._listen)
+            await runner.setup()
+            for sock in self._sockets:
+                await web.SockSite(runner, sock, ssl_context=context).start()
+            log.info("cluster port on %s", self._listen)
+            self.ready.set()
+            while True:
+                await self._clock.sleep(RELOAD_PERIOD)
+                context.load_cert_chain(self._certificate)  # takes effect for new connections
+        finally:
+            await runner.cleanup()
+            for sock in self._sockets:
+                sock.close()
+
+    def _app(self) -> web.Application:
+        app = web.Application(middlewares=[_refuse], client_max_size=MAX_BODY)
+        app.add_routes(
+            [
+                web.get("/v1/ca", self._ca),
+                web.post("/v1/join", self._join),
+                web.post("/v1/renew", self._renew),
+                web.post("/v1/leave", self._leave),
+                web.get("/v1/session", self._session),
+            ]
+        )
+        return app
+
+    async def _ca(self, request: web.Request) -> web.Response:
+        return web.Response(text=self._tables.view.cluster.ca_cert, content_type="application/x-pem-file")
+
+    async def _join(self, request: web.Request) -> web.Response:
+        asked = await _body(request, JoinRequest)
+        reply = await admit(self._tables, asked, now=self._clock.now(), caller=request.remote or "")
+        log.info("node %s (%s) joined from %s", reply.node_id, asked.hostname or "no name", request.remote)
+        return _json(reply)
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        node, peer = self._member(request)
+        asked = await _body(request, RenewRequest)
+        return _json(refresh(self._tables.view.cluster, node, peer.role, asked, now=self._clock.now()))
+
+    async def _leave(self, request: web.Request) -> web.Response:
+        _, peer = self._member(request)
+
+        def mark(tx: Transaction) -> None:
+            node = tx.get(Node, peer.node_id)
+            if node is not None:
+                message, now = "the node left the swarm", self._clock.now()
+                tx.put(msgspec.structs.replace(node, state="down", message=message, updated=now))
+
+        await self._tables.update(mark)
+        log.info("node %s left the swarm", peer.node_id)
+        await self._dispatcher.close(peer.node_id, CLOSE_REMOVED, "the node left the swarm")
+        return web.Response(status=204)
+
+    async def _session(self, request: web.Request) -> web.StreamResponse:
+        _, peer = self._member(request)
+        ws = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=CLOSE_TIMEOUT)
+        await ws.prepare(request)
+        channel = _SocketChannel(ws)
+        try:
+            await self._dispatcher.serve(peer.node_id, channel, _frames(ws), request.remote or "")
+        except Invalid as error:
+            log.warning("session of node %s closed: %s", peer.node_id, error)
+            await channel.close(CLOSE_MALFORMED, str(error))
+        except Forbidden as error:
+            await channel.close(CLOSE_REMOVED, str(error))
+        except ConnectionError:
+            pass  # the agent went away; the monitor gives it its grace
+        finally:
+            await channel.close(WSCloseCode.GOING_AWAY, "the manager stops")
+        return ws
+
+    def _member(self, request: web.Request) -> tuple[Node, Peer]:
+        """The node whose certificate the caller showed. Raises `Forbidden` when it is no member (any more)."""
+        certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
+        peer = peer_of(certificate or {})
+        node = self._tables.view.get(Node, peer.node_id)
+        if node is None or peer.cluster_id != self._tables.view.cluster.id:
+            raise Forbidden(
+                f"node {peer.node_id} was removed from this swarm: leave it with `swarm leave` and join again"
+            )
+        return node, peer
+
+
+class _SocketChannel:
+    """A web socket as the dispatcher sees it."""
+
+    def __init__(self, ws: web.WebSocketResponse) -> None:
+        self._ws = ws
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._ws.send_bytes(data)
+        except RuntimeError as error:  # closed by us a moment ago
+            raise ConnectionResetError(str(error)) from error
+
+    async def close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            await self._ws.close(code=code, message=reason.encode()[:120])  # RFC 6455: 123 bytes at most
+
+
+async def _frames(ws: web.WebSocketResponse) -> AsyncIterator[bytes]:
+    async for message in ws:
+        if message.type is not WSMsgType.BINARY:
+            raise Invalid("frames are binary MessagePack")
+        yield message.data
+
+
+@web.middleware
+async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except HivemeshError as error:
+        status = next(status for kind, status in STATUS if isinstance(error, kind))
+        message = str(error)
+    except web.HTTPException as error:
+        status, message = error.status, f"{error.reason}: {request.method} {request.path}"
+    header = message.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
+    response = _json(Refusal(message=message), status=status)
+    response.headers[REFUSAL_HEADER] = header[:500]
+    return response
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=codec.to_json(value), status=status, content_type="application/json")
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    try:
+        return codec.from_json(await request.read(), kind)
+    except msgspec.MsgspecError as error:
+        raise Invalid(f"malformed request: {error}") from None
+
+
+def _bind(listen: str) -> list[socket.socket]:
+    """One listening socket per family asked for. Raises `Unavailable` when the address is not ours or taken."""
+    host, port = parse_host_port(listen, DEFAULT_LISTEN_PORT, "listen address")
+    hosts = ["0.0.0.0", "::"] if host in WILDCARDS else [host]
+    sockets: list[socket.socket] = []
+    try:
+        for name in hosts:
+            family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError:
+                if sockets:  # a machine without IPv6
+                    continue
+                raise
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((name, port))
+            sock.listen(128)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise Unavailable(f"cannot listen on {host_port(host, port)}: {error.strerror}") from error
+    return sockets
