@@ -1,0 +1,166 @@
+"""Becoming a member of a swarm, staying one, and saying goodbye: a node's calls to a manager's cluster port."""
+
+import logging
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from hivemesh.agent import identity as identities
+from hivemesh.agent.identity import Facts, Identity
+from hivemesh.model.addr import Address, host_port, parse_host_port
+from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
+from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.ids import ClusterID
+from hivemesh.model.node import Availability, Role
+from hivemesh.pki import MANAGER_NAME, JoinToken, ca_digest, client_context, new_request, unverified_context
+from hivemesh.wire import codec
+from hivemesh.wire.control import JoinReply, JoinRequest, Refusal, RenewRequest
+
+log = logging.getLogger("hivemesh.agent")
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for TCP and TLS to one manager."""
+CALL_TIMEOUT = 15.0
+"""Seconds for a whole call; Docker's CLI gives a join 20."""
+MAX_ANSWER = 256 * 1024
+ERROR_OF: dict[int, type[HivemeshError]] = {
+    400: Invalid,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    501: Unsupported,
+}
+ROLES: dict[str, Role] = {"worker": "worker", "manager": "manager"}
+
+
+class Unreachable(Unavailable):
+    """Nobody, or nobody we trust, answers at a manager's address: another manager may."""
+
+
+async def join(
+    remotes: Sequence[str],
+    token: str,
+    *,
+    data_dir: Path,
+    addr: Address,
+    vtep: Address,
+    listen: str,
+    availability: Availability = "active",
+    hostname: str = "",
+) -> Identity:
+    """Join through the first of `remotes` (host[:port]) that answers, and keep the identity under `data_dir`.
+
+    The manager's CA must have the digest in the token before the token is sent. Raises `Invalid` (malformed token or
+    address), `Forbidden` (wrong or rotated token, another swarm), `Unsupported`, `Unavailable` (nobody answers).
+    """
+    parsed = JoinToken.parse(token)
+    managers = [parse_host_port(remote, DEFAULT_LISTEN_PORT, "manager address") for remote in remotes]
+    if not managers:
+        raise Invalid("the address of a manager is needed, as host:port")
+    request = await new_request()
+    failures: list[str] = []
+    for host, port in managers:
+        manager = host_port(host, port)
+        try:
+            ca = await _pinned_ca(manager, parsed)
+            asked = JoinRequest(
+                token=str(parsed), csr=request.csr, addr=str(addr), availability=availability, hostname=hostname
+            )
+            answer = await _call("POST", manager, "/v1/join", client_context(ca), codec.to_json(asked))
+        except Unreachable as error:
+            failures.append(str(error))
+            continue
+        reply = _reply(answer, manager)
+        facts = Facts(
+            node_id=reply.node_id,
+            cluster_id=ClusterID(reply.cluster_id),
+            role=ROLES[reply.role],
+            addr=addr,
+            vtep=vtep,
+            listen=listen,
+            managers=(manager,),
+        )
+        return identities.create(data_dir, facts, ca=ca, certificate=reply.certificate, key=request.key)
+    raise Unavailable("; ".join(failures))
+
+
+async def renew(identity: Identity) -> None:
+    """Get a new certificate with the present one, for a fresh key. Raises as `join`."""
+    request = await new_request()
+    body = codec.to_json(RenewRequest(csr=request.csr))
+    manager, answer = await _any("POST", "/v1/renew", identity, body)
+    identity.renew(_reply(answer, manager).certificate, request.key)
+
+
+async def leave(identity: Identity) -> None:
+    """Tell a manager that this node goes. Raises `Unavailable` when none can be told: one may leave all the same."""
+    await _any("POST", "/v1/leave", identity, b"")
+
+
+async def _any(method: str, path: str, identity: Identity, body: bytes) -> tuple[str, bytes]:
+    failures: list[str] = []
+    for manager in identity.facts.managers:
+        try:
+            return manager, await _call(method, manager, path, identity.client_context(), body)
+        except Unreachable as error:
+            failures.append(str(error))
+    raise Unavailable("; ".join(failures) or "no manager is known")
+
+
+async def _pinned_ca(manager: str, token: JoinToken) -> str:
+    """The CA certificate that `manager` presents, if it is the token's."""
+    text = (await _call("GET", manager, "/v1/ca", unverified_context())).decode(errors="replace")
+    try:
+        digest = ca_digest(text)
+    except ValueError:
+        raise Unreachable(f"{manager} is no manager of a hivemesh swarm") from None
+    if digest != token.digest:
+        raise Forbidden(
+            f"this token belongs to another swarm: the manager at {manager} presents a different CA; "
+            "print the token again on a manager of the swarm you want to join"
+        )
+    return text
+
+
+async def _call(method: str, manager: str, path: str, context: ssl.SSLContext, body: bytes = b"") -> bytes:
+    """One HTTPS request. Raises `Unreachable`, or what the manager's refusal means."""
+    timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT, connect=CONNECT_TIMEOUT)
+    name = MANAGER_NAME if context.check_hostname else None
+    try:
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as http:
+            async with http.request(
+                method, f"https://{manager}{path}", data=body, ssl=context, server_hostname=name, allow_redirects=False
+            ) as response:
+                answer = await response.content.read(MAX_ANSWER)
+                status = response.status
+    except TimeoutError:
+        raise Unreachable(f"cannot reach the manager at {manager}: no answer in time; {_hint(manager)}") from None
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Unreachable(f"the manager at {manager} is not trusted: {error.certificate_error}") from None
+    except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
+        reason = (error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else None) or str(error)
+        raise Unreachable(f"cannot reach the manager at {manager}: {reason}; {_hint(manager)}") from None
+    if status < 300:
+        return answer
+    try:
+        message = codec.from_json(answer, Refusal).message
+    except msgspec.MsgspecError:
+        raise Unreachable(f"{manager} is no manager of a hivemesh swarm (it answers {status})") from None
+    raise ERROR_OF.get(status, Unavailable)(message)
+
+
+def _hint(manager: str) -> str:
+    return f"is it up, and does its firewall let TCP port {manager.rpartition(':')[2]} through?"
+
+
+def _reply(answer: bytes, manager: str) -> JoinReply:
+    try:
+        reply = codec.from_json(answer, JoinReply)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
+    if reply.role not in ROLES:
+        raise Unavailable(f"the manager at {manager} gave this node the unknown role {reply.role!r}")
+    return reply

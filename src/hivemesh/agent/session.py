@@ -1,0 +1,316 @@
+"""The agent's end of the session: keeps the node's view, hands it to the worker, carries reports back.
+
+The connection may break at any time; what must not get lost is kept here until the view shows that the managers have
+it. A delta that does not build on what we have is never applied: a new session brings a whole snapshot.
+"""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import aiohttp
+import msgspec
+
+from hivemesh.agent.identity import Identity
+from hivemesh.agent.join import renew
+from hivemesh.clock import Clock
+from hivemesh.model.errors import HivemeshError, Unavailable
+from hivemesh.model.ids import TaskID
+from hivemesh.model.node import NodeDescription
+from hivemesh.model.task import TaskStatus
+from hivemesh.pki import BACKDATED, MANAGER_NAME
+from hivemesh.wire import codec
+from hivemesh.wire.control import (
+    CLOSE_REMOVED,
+    MAX_FRAME,
+    REFUSAL_HEADER,
+    Ack,
+    FromAgent,
+    FromManager,
+    Heartbeat,
+    Hello,
+    Report,
+    Snapshot,
+    TaskItem,
+    TaskReport,
+    View,
+    Welcome,
+    key_of,
+)
+
+log = logging.getLogger("hivemesh.agent")
+
+State = Literal["connecting", "ready", "removed"]
+"""`ready` once a manager gave us a view, and from then on: `error` says what is wrong with the connection, if anything."""
+
+FIRST_DELAY, LAST_DELAY = 0.1, 8.0
+"""Seconds between attempts to reach a manager, doubled each time (Docker's numbers)."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds for TCP, TLS and the upgrade."""
+MISSED = 3
+"""Heartbeats that may stay unacknowledged by the manager's kernel before the connection counts as broken."""
+JITTER = 0.1
+"""Heartbeats come a tenth early or late, so that nodes started together drift apart."""
+RENEW_AT = (0.5, 0.8)
+"""Part of a certificate's life after which it is renewed, chosen at random (Docker's numbers)."""
+RENEW_RETRY = (60.0, 3600.0)
+"""Seconds between attempts to renew: a tenth of what is left, within these."""
+DESCRIBE_PERIOD = 60.0
+"""Seconds between looks at whether the machine's description changed."""
+
+Assign = Callable[[View, int], None]
+Describe = Callable[[], Awaitable[NodeDescription]]
+
+
+class Gap(Exception):
+    """A delta does not build on the view we have."""
+
+
+class Removed(Exception):
+    """The managers say that this node is no member any more."""
+
+
+class Session:
+    """One node's connection to its managers, for as long as it is a member.
+
+    `assign` gets the whole view and its revision, on the event loop, and must not block. `describe` looks at the
+    machine. Implements the worker's port: `report` and `ack`.
+    """
+
+    def __init__(self, identity: Identity, *, assign: Assign, describe: Describe, clock: Clock) -> None:
+        self.identity = identity
+        self.state: State = "connecting"
+        self.error = ""
+        self.view: View = {}
+        self.revision = 0
+        self.labels: dict[str, str] = {}
+        self._assign = assign
+        self._describe = describe
+        self._clock = clock
+        self._changed = asyncio.Condition()
+        self._reports: dict[TaskID, TaskStatus] = {}  # the latest of each task until the view shows it
+        self._unsent: set[TaskID] = set()
+        self._acks: list[Ack] = []
+        self._heartbeat_due = False
+        self._hello: Hello | None = None
+        self._hello_due = False
+        self._wake = asyncio.Event()
+
+    # --- the worker's port --------------------------------------------------------------------------------------
+
+    def report(self, task: TaskID, status: TaskStatus) -> None:
+        """A task's latest status; sent now or as soon as there is a manager, until one has it."""
+        self._reports[task] = status
+        self._unsent.add(task)
+        self._wake.set()
+
+    def ack(self, revision: int, pending: int = 0) -> None:
+        """The kernel holds `revision`, but for `pending` things that are retried."""
+        if revision <= self.revision:
+            clean = [ack for ack in self._acks if pending and not ack.pending]  # still worth telling
+            self._acks = [*clean, Ack(revision=revision, pending=pending)]
+            self._wake.set()
+
+    # --- for the owner ------------------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Until a manager accepted this node and gave it a view, or removed it: look at `state` then."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state != "connecting")
+
+    async def run(self) -> None:
+        """Stay connected. Returns only when the node was removed from the swarm (`state`, `error`)."""
+        renewal = asyncio.create_task(self._renew(), name="certificate renewal")
+        try:
+            delay = FIRST_DELAY
+            while True:
+                before = self.revision
+                try:
+                    await self._connect(self._pick())
+                except Removed as error:
+                    await self._become("removed", str(error))
+                    log.error("this node was removed from its swarm: %s", error)
+                    return
+                except Gap as error:
+                    log.info("asking for a new snapshot: %s", error)
+                    delay = FIRST_DELAY
+                except (aiohttp.ClientError, OSError, TimeoutError, HivemeshError, msgspec.MsgspecError) as error:
+                    reason = str(error) or type(error).__name__
+                    if reason != self.error:
+                        log.warning("no session with a manager: %s", reason)
+                    await self._become(self.state, reason)
+                if self.revision != before:
+                    delay = FIRST_DELAY
+                await self._clock.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, LAST_DELAY)
+        finally:
+            renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
+
+    # --- one connection -----------------------------------------------------------------------------------------
+
+    def _pick(self) -> str:
+        return random.choice(self.identity.facts.managers)
+
+    async def _connect(self, manager: str) -> None:
+        """One session, to its end. Always raises, or is cancelled."""
+        end = self.identity.validity()[1]
+        if end < self._clock.now():
+            raise Unavailable(
+                f"the certificate of this node expired on {time.strftime('%Y-%m-%d', time.gmtime(end))}: "
+                "check the clock, or leave the swarm and join again"
+            )
+        description = await self._describe()
+        self._hello = Hello(description=description, vtep=self.identity.facts.vtep)
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as http:
+            try:
+                async with asyncio.timeout(2 * CONNECT_TIMEOUT):
+                    ws = await http.ws_connect(
+                        f"https://{manager}/v1/session",
+                        ssl=self.identity.client_context(),
+                        server_hostname=MANAGER_NAME,
+                        max_msg_size=MAX_FRAME,
+                        timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                    )
+            except aiohttp.WSServerHandshakeError as error:
+                said = error.headers.get(REFUSAL_HEADER, "") if error.headers else ""
+                if error.status == 403:
+                    raise Removed(said or "the manager refuses this node") from None
+                raise ConnectionError(f"the manager at {manager} answers {error.status}: {said}") from None
+            async with ws:
+                await self._converse(ws, manager)
+
+    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, manager: str) -> None:
+        assert self._hello is not None
+        await ws.send_bytes(codec.pack(self._hello))
+        welcome = await self._receive(ws, manager, 2 * CONNECT_TIMEOUT)
+        if not isinstance(welcome, Welcome):
+            raise ConnectionError(f"the manager at {manager} did not begin with a welcome")
+        _give_up_after(ws, MISSED * welcome.heartbeat)
+        self.labels = welcome.labels
+        self.identity = self.identity.with_managers(welcome.managers)
+        self._acks = []  # of another session's view
+        complete = False
+        helpers = [
+            asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat"),
+            asyncio.create_task(self._watch_description(), name="description"),
+        ]
+        try:
+            while True:
+                frame = await self._receive(ws, manager, None)
+                if isinstance(frame, Welcome):
+                    continue
+                if isinstance(frame, Snapshot):
+                    self.view = {key_of(item): item for item in frame.items}
+                elif complete and frame.base == self.revision:
+                    view = dict(self.view)
+                    view.update((key_of(item), item) for item in frame.changed)
+                    for key in frame.removed:
+                        view.pop(key, None)
+                    self.view = view
+                else:
+                    raise Gap(f"a delta builds on revision {frame.base}, this node has {self.revision}")
+                self.revision = frame.revision
+                self._confirm()
+                if not complete:
+                    complete = True
+                    self._unsent = set(self._reports)
+                    helpers.append(asyncio.create_task(self._send(ws), name="frames to the manager"))
+                    self._wake.set()
+                    log.info("session with the manager at %s", manager)
+                    await self._become("ready", "")
+                self._assign(self.view, self.revision)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            for outcome in await asyncio.gather(*helpers, return_exceptions=True):
+                if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
+                    log.error("a part of the session failed", exc_info=outcome)
+
+    async def _receive(self, ws: aiohttp.ClientWebSocketResponse, manager: str, timeout: float | None) -> FromManager:
+        message = await ws.receive(timeout)
+        if message.type is aiohttp.WSMsgType.BINARY:
+            return codec.unpack(message.data, FromManager)  # type: ignore[arg-type]
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            if message.data == CLOSE_REMOVED:
+                raise Removed(message.extra or "the node was removed from the swarm")
+            raise ConnectionError(f"the manager at {manager} ended the session: {message.extra or message.data}")
+        raise ConnectionError(f"the connection to the manager at {manager} broke")
+
+    async def _send(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        """All frames go through here; what piles up while the socket is full becomes one frame."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            frames: list[FromAgent] = []
+            if self._hello_due and self._hello is not None:
+                self._hello_due = False
+                frames.append(self._hello)
+            if self._unsent:
+                tasks = tuple(TaskReport(task=t, status=self._reports[t]) for t in self._unsent if t in self._reports)
+                self._unsent = set()
+                frames.append(Report(tasks=tasks))
+            frames += self._acks
+            self._acks = []
+            if self._heartbeat_due:
+                self._heartbeat_due = False
+                if not frames:  # any frame is a sign of life
+                    frames.append(Heartbeat())
+            for frame in frames:
+                await ws.send_bytes(codec.pack(frame))
+
+    def _confirm(self) -> None:
+        """Forget the reports that the view shows, or whose tasks are gone."""
+        for task, status in list(self._reports.items()):
+            item = self.view.get(f"task/{task}")
+            if not isinstance(item, TaskItem) or item.task.status == status or item.task.status.state > status.state:
+                del self._reports[task]
+                self._unsent.discard(task)
+
+    # --- helpers that run beside it -----------------------------------------------------------------------------
+
+    async def _beat(self, period: float) -> None:
+        while True:
+            await self._clock.sleep(period * random.uniform(1 - JITTER, 1 + JITTER))
+            self._heartbeat_due = True
+            self._wake.set()
+
+    async def _watch_description(self) -> None:
+        while True:
+            await self._clock.sleep(DESCRIBE_PERIOD)
+            hello = Hello(description=await self._describe(), vtep=self.identity.facts.vtep)
+            if hello != self._hello:
+                self._hello, self._hello_due = hello, True
+                self._wake.set()
+
+    async def _renew(self) -> None:
+        """Replace the certificate in time. Connections keep theirs; the next one uses the new one."""
+        while True:
+            start, end = self.identity.validity()
+            issued = start + BACKDATED
+            due = issued + (end - issued) * random.uniform(*RENEW_AT)
+            await self._clock.sleep(max(0.0, due - self._clock.now()))
+            try:
+                await renew(self.identity)
+                log.info("renewed the certificate of this node")
+            except HivemeshError as error:
+                left = end - self._clock.now()
+                log.warning("cannot renew the certificate, valid for %d hours more: %s", left / 3600, error)
+                await self._clock.sleep(min(max(left / 10, RENEW_RETRY[0]), RENEW_RETRY[1]))
+
+    async def _become(self, state: State, error: str) -> None:
+        async with self._changed:
+            self.state, self.error = state, error
+            self._changed.notify_all()
+
+
+def _give_up_after(ws: aiohttp.ClientWebSocketResponse, seconds: float) -> None:
+    """Without this a partition is noticed only after a quarter of an hour of TCP retransmissions (RFC 5482)."""
+    sock = ws.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
