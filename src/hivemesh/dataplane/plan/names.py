@@ -5,7 +5,7 @@ from hivemesh.model.ids import EndpointID, NetworkID, TaskID, short
 GATEWAY_BRIDGE = "hm_gwbridge"
 INGRESS_SANDBOX = "ingress_sbox"
 INGRESS_MARK = "hivemesh/ingress"
-HOST_MARK = "hivemesh/host"
+GATEWAY_ALIAS = "hivemesh/gateway"
 BRIDGE = "br0"
 VXLAN = "vxlan0"
 TABLE = "hivemesh"
