@@ -84,7 +84,7 @@ class Table:
 # Numbers are from linux/netfilter/nf_tables.h. Values live in registers of 32 bits, counted here from 0; a longer value
 # takes several in a row, and parts of a concatenated key lie in successive registers.
 
-IPV4, IPV6 = 2, 10  # as `meta nfproto` shows them
+IPV4, IPV6, INET = 2, 10, 1  # as `meta nfproto` shows them; INET where the family does not matter
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 PROTOCOL_NUMBERS = {"tcp": TCP, "udp": UDP, "sctp": SCTP}
 DROP, ACCEPT, RETURN, GOTO, JUMP = 0, 1, -5, -4, -3
@@ -197,9 +197,9 @@ def verdict(code: int, chain: str = "") -> Expr:
     return Expr("immediate", ((1, _u32(0)), (2, ((2, ((1, _u32(code)), *target)),))))
 
 
-def fib_daddr_type(reg: int = 0) -> Expr:
-    """The route type of the destination, as a u32 in the machine's order (2: local)."""
-    return Expr("fib", ((1, _reg(reg)), (2, _u32(3)), (3, _u32(2))))
+def fib_type(of: str, reg: int = 0) -> Expr:
+    """The route type of an address (`of`: saddr or daddr), as a u32 in the machine's order (2: local)."""
+    return Expr("fib", ((1, _reg(reg)), (2, _u32(3)), (3, _u32({"saddr": 1, "daddr": 2}[of]))))
 
 
 def _nat(kind: int, family: int, address: int | None, port: int | None) -> Expr:
@@ -252,7 +252,11 @@ def match_ct_status(mask: int) -> tuple[Expr, ...]:
 
 
 def match_local_destination() -> tuple[Expr, ...]:
-    return fib_daddr_type(), cmp(host_u32(RTN_LOCAL))
+    return fib_type("daddr"), cmp(host_u32(RTN_LOCAL))
+
+
+def match_local_source() -> tuple[Expr, ...]:
+    return fib_type("saddr"), cmp(host_u32(RTN_LOCAL))
 
 
 def load_source(version: int, reg: int = 0) -> Expr:

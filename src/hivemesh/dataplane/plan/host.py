@@ -1,0 +1,213 @@
+"""The host's own namespace: the gateway bridge, published ports on their way in, containers on their way out."""
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+
+from hivemesh.dataplane.plan.facts import HostFacts, HostPort
+from hivemesh.dataplane.plan.names import GATEWAY_ALIAS, GATEWAY_BRIDGE, TABLE
+from hivemesh.kernel.api import HOST, Bridge, LinkAddress, NamespacePlan, Neighbor
+from hivemesh.model.addr import Address, mac_of
+from hivemesh.wire.control import PublishItem
+from hivemesh.wire.nft import (
+    ACCEPT,
+    CT_STATUS_DNAT,
+    DROP,
+    GOTO,
+    IPV4,
+    IPV6,
+    UDP,
+    Chain,
+    Goto,
+    Hook,
+    Map,
+    Rule,
+    Table,
+    cmp,
+    dnat,
+    immediate,
+    load_destination_port,
+    load_protocol_port,
+    load_source,
+    lookup,
+    masquerade,
+    match_ct_status,
+    match_l4proto,
+    match_local_destination,
+    match_local_source,
+    match_nfproto,
+    match_oifname,
+    match_source,
+    protocol_port,
+    snat,
+    verdict,
+)
+
+_KEY = ("inet_proto", "inet_service")
+_BEFORE_OTHERS = 10
+"""How much earlier than the usual nat priorities our chains run: the first nat chain that decides wins, and what Docker
+or a firewall masquerades in general must not win over a published port."""
+
+
+def plan_host(
+    facts: HostFacts,
+    publishes: Iterable[PublishItem],
+    host_ports: Iterable[HostPort],
+    vteps: Iterable[Address],
+    vxlan_port: int,
+) -> NamespacePlan:
+    """What the host holds: never more than our bridge, our table, and the settings forwarding needs."""
+    sysctls = {
+        "net/ipv4/ip_forward": "1",
+        "net/ipv6/conf/all/forwarding": "1",
+        # `all` and the interface's own are or-ed: with `all` 0 every other interface keeps what it has
+        "net/ipv4/conf/all/send_redirects": "0",
+        f"net/ipv4/conf/{GATEWAY_BRIDGE}/send_redirects": "0",
+        # replies to 127.0.0.1 come in from the bridge
+        f"net/ipv4/conf/{GATEWAY_BRIDGE}/route_localnet": "1",
+    }
+    for interface in facts.ra_interfaces:
+        sysctls[f"net/ipv6/conf/{interface}/accept_ra"] = "2"
+    # The bridge's MAC would be the lowest of its ports' and change as containers come and go
+    bridge = Bridge(name=GATEWAY_BRIDGE, mtu=facts.vtep_mtu, mac=mac_of(facts.gateway4.ip), alias=GATEWAY_ALIAS)
+    ingress_mac = mac_of(facts.ingress4.ip)
+    return NamespacePlan(
+        namespace=HOST,
+        mark="",
+        links=(bridge,),
+        addresses=frozenset(LinkAddress(link=GATEWAY_BRIDGE, address=a) for a in (facts.gateway4, facts.gateway6)),
+        neighbors=frozenset(
+            Neighbor(link=GATEWAY_BRIDGE, address=a.ip, mac=ingress_mac) for a in (facts.ingress4, facts.ingress6)
+        ),
+        sysctls=sysctls,
+        tables=(_table(facts, publishes, host_ports, vteps, vxlan_port),),
+    )
+
+
+def _table(
+    facts: HostFacts,
+    publishes: Iterable[PublishItem],
+    host_ports: Iterable[HostPort],
+    vteps: Iterable[Address],
+    vxlan_port: int,
+) -> Table:
+    ports = tuple(host_ports)
+    senders = tuple(vteps)
+    maps = (
+        Map(name="published", key=_KEY, elements={protocol_port(p.protocol, p.port): None for p in publishes}),
+        Map(
+            name="host_ports4",
+            key=_KEY,
+            value=("ipv4_addr", "inet_service"),
+            elements={protocol_port(p.protocol, p.port): _target(p.v4, p.target) for p in ports},
+        ),
+        Map(
+            name="host_ports6",
+            key=_KEY,
+            value=("ipv6_addr", "inet_service"),
+            elements={protocol_port(p.protocol, p.port): _target(p.v6, p.target) for p in ports},
+        ),
+        Map(name="vteps4", key=("ipv4_addr",), elements={v.packed: None for v in senders if v.version == 4}),
+        Map(name="vteps6", key=("ipv6_addr",), elements={v.packed: None for v in senders if v.version == 6}),
+    )
+    to_us = Rule(exprs=(*match_local_destination(), verdict(GOTO, "ports")))
+    chains = (
+        Chain(name="ports", rules=_ports(facts)),
+        Chain(
+            name="prerouting", hook=Hook(type="nat", hook="prerouting", priority=-100 - _BEFORE_OTHERS), rules=(to_us,)
+        ),
+        Chain(name="output", hook=Hook(type="nat", hook="output", priority=-100 - _BEFORE_OTHERS), rules=(to_us,)),
+        Chain(name="as_node", rules=_as_node(facts)),
+        Chain(
+            name="postrouting",
+            hook=Hook(type="nat", hook="postrouting", priority=100 - _BEFORE_OTHERS),
+            rules=_postrouting(facts),
+        ),
+        Chain(name="vxlan", rules=_peers_only()),
+        Chain(
+            name="input",
+            hook=Hook(type="filter", hook="input", priority=0),
+            rules=(
+                Rule(
+                    exprs=(
+                        *match_l4proto(UDP),
+                        load_destination_port(),
+                        cmp(vxlan_port.to_bytes(2, "big")),
+                        verdict(GOTO, "vxlan"),
+                    ),
+                    comment="VXLAN from members of the cluster only",
+                ),
+            ),
+        ),
+    )
+    return Table(family="inet", name=TABLE, chains=chains, maps=maps)
+
+
+def _target(address: Address, port: int) -> bytes | Goto | None:
+    return address.packed + port.to_bytes(2, "big") + b"\0\0"
+
+
+def _ports(facts: HostFacts) -> tuple[Rule, ...]:
+    """Published in host mode: to the container, port translated. In ingress mode: to `ingress_sbox`, port kept."""
+    rules = []
+    for family, name, port_register in ((IPV4, "host_ports4", 1), (IPV6, "host_ports6", 4)):
+        rules.append(
+            Rule(
+                exprs=(
+                    *match_nfproto(family),
+                    *load_protocol_port(),
+                    lookup(name, 0, 0),
+                    dnat(family, 0, port_register),
+                )
+            )
+        )
+    for family, sandbox in ((IPV4, facts.ingress4.ip), (IPV6, facts.ingress6.ip)):
+        rules.append(
+            Rule(
+                exprs=(
+                    *match_nfproto(family),
+                    *load_protocol_port(),
+                    lookup("published"),
+                    immediate(sandbox.packed),
+                    dnat(family, 0),
+                )
+            )
+        )
+    return tuple(rules)
+
+
+def _postrouting(facts: HostFacts) -> tuple[Rule, ...]:
+    """nat chains see the first packet of a connection only: none of this costs anything afterwards."""
+    own = (facts.gateway4.network, facts.gateway6.network)
+    return (
+        Rule(exprs=(*match_oifname(GATEWAY_BRIDGE), *match_ct_status(CT_STATUS_DNAT), verdict(GOTO, "as_node"))),
+        Rule(exprs=(*match_oifname(GATEWAY_BRIDGE), *match_local_source(), verdict(ACCEPT))),
+        Rule(
+            exprs=(*match_oifname(GATEWAY_BRIDGE), verdict(DROP)),
+            comment="containers are reached by published ports only",
+        ),
+        *(Rule(exprs=(*match_source(prefix), masquerade()), comment="containers go out as the node") for prefix in own),
+    )
+
+
+def _as_node(facts: HostFacts) -> tuple[Rule, ...]:
+    """Clients without an address of their own outside this node appear as the node.
+
+    127.0.0.1 and ::1 exist everywhere, and so do the containers' gateway addresses: a task on another node would answer
+    its own neighbour, and `ingress_sbox` would answer over the bridge, past the host's conntrack.
+    """
+    rules = []
+    for node, gateway, family, inside in (
+        (facts.node_v4, facts.gateway4, IPV4, (IPv4Network("127.0.0.0/8"), facts.gateway4.network)),
+        (facts.node_v6, facts.gateway6, IPV6, (IPv6Network("::1/128"), facts.gateway6.network)),
+    ):
+        shown = node or gateway.ip
+        rules += [Rule(exprs=(*match_source(prefix), immediate(shown.packed), snat(family, 0))) for prefix in inside]
+    return tuple(rules)
+
+
+def _peers_only() -> tuple[Rule, ...]:
+    return (
+        Rule(exprs=(*match_nfproto(IPV4), load_source(4), lookup("vteps4"), verdict(ACCEPT))),
+        Rule(exprs=(*match_nfproto(IPV6), load_source(6), lookup("vteps6"), verdict(ACCEPT))),
+        Rule(exprs=(verdict(DROP),)),
+    )

@@ -1,0 +1,315 @@
+"""A task's own namespace: its interfaces, and what lets connections through the mesh keep their client's address.
+
+A packet from the mesh carries the client's address, so the reply must find its own way to the ingress sandbox it came
+through, on whichever node that is. Nothing here knows the nodes. An endpoint's MAC is 02:42 and four bytes that are
+unique in the network, and a source MAC survives bridges and VXLAN, so:
+
+    in   mark := last four bytes of the source MAC                      (one rule)
+         tcp_fwmark_accept, fwmark_reflect: sockets and resets keep it  (no rule)
+    out  by source address: from the ingress subnet -> table 4900 -> a gateway that does not exist, 02:42:00:00:00:00
+         last four bytes of the destination MAC := mark                 (one rule)
+
+One client may come with the same port through two nodes: two connections with equal addresses and ports here. Conntrack
+keeps them apart by a zone per ingress node for the original direction; their replies share zone 0, so the second one
+clashes there and gets another source port from the (empty) nat chain on input.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6
+
+from hivemesh.dataplane.plan import facts as node
+from hivemesh.dataplane.plan.names import TABLE, gateway_port, sandbox_mark, sandbox_namespace
+from hivemesh.dataplane.plan.wiring import (
+    ANYWHERE4,
+    ANYWHERE6,
+    endpoint_link,
+    gateway_link,
+    gateway_neighbors,
+    gateway_routes,
+    sandbox_sysctls,
+)
+from hivemesh.kernel.api import Link, LinkAddress, NamespacePlan, Neighbor, Route, Rule
+from hivemesh.model.addr import MAC, first_v4, first_v6
+from hivemesh.model.ids import NetworkID
+from hivemesh.model.service import PortConfig
+from hivemesh.model.task import Attachment, Task
+from hivemesh.wire import nft
+from hivemesh.wire.control import NetworkItem
+
+REPLY_TABLE = 4900
+"""The routing table of replies into the mesh."""
+BY_SOURCE, BY_MARK = 100, 101
+"""Priorities of the policy rules that lead there."""
+FAKE_GATEWAY4 = IPv4Address("169.254.42.1")
+FAKE_GATEWAY6 = IPv6Address("fe80::42:1")
+FAKE_GATEWAY_MAC = MAC("02:42:00:00:00:00")
+"""Link-local, so that it is no address the allocator could give away; each frame gets the real MAC on its way out."""
+INGRESS_LINK = "eth0"
+
+
+def plan_sandbox(
+    task: Task, networks: Mapping[NetworkID, NetworkItem], facts: node.HostFacts, lease: node.GatewayLease | None
+) -> NamespacePlan:
+    """The sandbox of `task`. Interfaces: ingress, gateway bridge (with a `lease`), then user networks as listed.
+
+    Networks the view does not have (any more) are left out.
+    """
+    here = [(a, networks[a.network_id]) for a in task.attachments if a.network_id in networks]
+    ingress = next(((a, n) for a, n in here if n.ingress), None)
+    links: list[Link] = []
+    addresses: set[LinkAddress] = set()
+    routes: set[Route] = set()
+    rules: set[Rule] = set()
+    neighbors: set[Neighbor] = set()
+    sysctls = sandbox_sysctls() | {
+        # as Docker's containers have them
+        "net/ipv4/ip_unprivileged_port_start": "0",
+        "net/ipv4/ping_group_range": "0 2147483647",
+    }
+    tables: tuple[nft.Table, ...] = ()
+
+    def attach(endpoint: Attachment, network: NetworkItem) -> None:
+        name = f"eth{len(links)}"
+        links.append(endpoint_link(name, endpoint, network, facts))
+        addresses.update(LinkAddress(link=name, address=a) for a in endpoint.addresses)
+        if not network.ingress:
+            routes.update(_other_subnets(name, endpoint, network))
+
+    if ingress is not None:
+        attach(*ingress)
+    if lease is not None:
+        name = f"eth{len(links)}"
+        links.append(gateway_link(name, lease.v4, facts, gateway_port(task.id), task.id))
+        addresses.update(LinkAddress(link=name, address=a) for a in (lease.v4, lease.v6))
+        routes |= gateway_routes(name, facts)
+        neighbors |= gateway_neighbors(name, facts)
+    for endpoint, network in here:
+        if not network.ingress:
+            attach(endpoint, network)
+    if ingress is not None:
+        endpoint, network = ingress
+        ports = tuple(p for p in task.ports if p.publish_mode == "ingress")
+        routes |= _reply_routes(network)
+        rules |= _reply_rules(network, ports)
+        neighbors |= _fake_gateways(network)
+        sysctls |= _REPLY_SYSCTLS
+        tables = (_table(endpoint, ports, lease), _egress())
+    return NamespacePlan(
+        namespace=sandbox_namespace(task.id),
+        mark=sandbox_mark(task.id),
+        links=tuple(links),
+        addresses=frozenset(addresses),
+        routes=frozenset(routes),
+        rules=frozenset(rules),
+        neighbors=frozenset(neighbors),
+        sysctls=sysctls,
+        tables=tables,
+    )
+
+
+def _other_subnets(link: str, endpoint: Attachment, network: NetworkItem) -> set[Route]:
+    """A network may have several subnets of one family: br0 routes between them."""
+    found = set()
+    for address in endpoint.addresses:
+        own = next((s for s in network.subnets if s.prefix == address.network), None)
+        if own is not None:
+            found |= {
+                Route(destination=s.prefix, link=link, gateway=own.gateway)
+                for s in network.subnets
+                if s.prefix.version == address.version and s.prefix != own.prefix
+            }
+    return found
+
+
+# --- replies into the mesh -------------------------------------------------------------------------------------------
+
+_REPLY_SYSCTLS = {
+    "net/ipv4/tcp_fwmark_accept": "1",  # for IPv6 too
+    "net/ipv4/fwmark_reflect": "1",
+    "net/ipv6/fwmark_reflect": "1",
+    # strict reverse path filtering looks where a reply with this mark would go: out of eth0, so the packet is welcome
+    "net/ipv4/conf/all/src_valid_mark": "1",
+}
+
+
+def _reply_routes(network: NetworkItem) -> set[Route]:
+    found = set()
+    for subnet in network.subnets:
+        version = subnet.prefix.version
+        anywhere, gateway = (ANYWHERE4, FAKE_GATEWAY4) if version == 4 else (ANYWHERE6, FAKE_GATEWAY6)
+        found.add(Route(destination=subnet.prefix, link=INGRESS_LINK, table=REPLY_TABLE))
+        found.add(Route(destination=anywhere, link=INGRESS_LINK, gateway=gateway, table=REPLY_TABLE, onlink=True))
+    return found
+
+
+def _reply_rules(network: NetworkItem, ports: tuple[PortConfig, ...]) -> set[Rule]:
+    """Replies are found by their source address: a socket's route, MTU and segment size are eth0's from the start.
+
+    UDP servers answer from the address of the default route; their replies are found by their mark, whose first bytes
+    are those of the ingress subnet, as the MACs are made of addresses.
+    """
+    found = set()
+    families = {s.prefix.version for s in network.subnets}
+    for subnet in network.subnets:
+        family = AF_INET if subnet.prefix.version == 4 else AF_INET6
+        found.add(Rule(family=family, priority=BY_SOURCE, table=REPLY_TABLE, source=subnet.prefix))
+        if subnet.prefix.version == 4 and any(p.protocol == "udp" for p in ports):
+            mark = int.from_bytes(subnet.prefix.network_address.packed, sys.byteorder)
+            mask = int.from_bytes(subnet.prefix.netmask.packed, sys.byteorder)
+            for version in families:
+                family = AF_INET if version == 4 else AF_INET6
+                found.add(Rule(family=family, priority=BY_MARK, table=REPLY_TABLE, mark=mark, mask=mask))
+    return found
+
+
+def _fake_gateways(network: NetworkItem) -> set[Neighbor]:
+    return {
+        Neighbor(
+            link=INGRESS_LINK,
+            address=FAKE_GATEWAY4 if subnet.prefix.version == 4 else FAKE_GATEWAY6,
+            mac=FAKE_GATEWAY_MAC,
+        )
+        for subnet in network.subnets
+    }
+
+
+def _egress() -> nft.Table:
+    """ "Reply to the MAC it came from." """
+    rule = nft.Rule(
+        exprs=(
+            nft.meta("mark"),
+            nft.cmp(nft.host_u32(0), equal=False),
+            nft.payload_set(nft.LINK_LAYER, 2, 4),
+        ),
+        comment="reply to the MAC it came from",
+    )
+    hook = nft.Hook(type="filter", hook="egress", priority=0, device=INGRESS_LINK)
+    return nft.Table(family="netdev", name=TABLE, chains=(nft.Chain(name="egress", hook=hook, rules=(rule,)),))
+
+
+def _table(endpoint: Attachment, ports: tuple[PortConfig, ...], lease: node.GatewayLease | None) -> nft.Table:
+    protocols = sorted({p.protocol for p in ports})
+    maps = tuple(
+        nft.Map(
+            name=f"{protocol}_ports",
+            key=("inet_service",),
+            value=("inet_service",),
+            elements={
+                p.published_port.to_bytes(2, "big"): p.target_port.to_bytes(2, "big")
+                for p in ports
+                if p.protocol == protocol
+            },
+        )
+        for protocol in protocols
+    )
+    chains = [
+        nft.Chain(name="mark", hook=nft.Hook(type="filter", hook="prerouting", priority=-300), rules=(_mark(),)),
+        nft.Chain(
+            name="prerouting",
+            hook=nft.Hook(type="nat", hook="prerouting", priority=-100),
+            rules=_prerouting(protocols, endpoint, lease),
+        ),
+        # Empty, but conntrack's clashes are resolved here: see the top of this module
+        nft.Chain(name="input", hook=nft.Hook(type="nat", hook="input", priority=100)),
+        nft.Chain(name="output", hook=nft.Hook(type="nat", hook="output", priority=-100), rules=_output()),
+    ]
+    if "udp" in protocols:
+        chains.append(
+            nft.Chain(name="reply", hook=nft.Hook(type="route", hook="output", priority=-150), rules=(_udp_reply(),))
+        )
+    return nft.Table(family="inet", name=TABLE, chains=tuple(chains), maps=maps)
+
+
+def _mark() -> nft.Rule:
+    """For every packet from the mesh, before conntrack: its mark and zone from the bytes of its source MAC.
+
+    The bytes are used in wire order. The zone is the last two: different for all nodes in subnets down to /16.
+    """
+    return nft.Rule(
+        exprs=(
+            *nft.match_iifname(INGRESS_LINK),
+            nft.payload(nft.LINK_LAYER, 8, 4),
+            nft.meta_set("mark"),
+            nft.payload(nft.LINK_LAYER, 10, 2),
+            nft.ct_set("zone", direction=nft.CT_ORIGINAL),
+        ),
+        comment="who sent it: mark and zone from the source MAC",
+    )
+
+
+_PING = tuple(nft.Rule(exprs=(*nft.match_l4proto(p), nft.verdict(nft.ACCEPT))) for p in (nft.ICMP, nft.ICMPV6))
+
+
+def _prerouting(
+    protocols: Sequence[str], endpoint: Attachment, lease: node.GatewayLease | None
+) -> tuple[nft.Rule, ...]:
+    """Published port to target port; over ingress nothing else comes in. A nat chain sees only first packets."""
+    rules = [nft.Rule(exprs=(*nft.match_iifname(INGRESS_LINK, equal=False), nft.verdict(nft.ACCEPT)))]
+    for protocol in protocols:
+        number = nft.PROTOCOL_NUMBERS[protocol]
+        if protocol == "udp":
+            rules += _udp(endpoint, lease)
+            continue
+        rules.append(
+            nft.Rule(
+                exprs=(
+                    *nft.match_l4proto(number),
+                    nft.load_destination_port(),
+                    nft.lookup(f"{protocol}_ports", 0, 0),
+                    nft.dnat(nft.INET, None, 0),
+                )
+            )
+        )
+    refuse = nft.Rule(exprs=(nft.verdict(nft.DROP),), comment="only published ports, over ingress")
+    return (*rules, *_PING, refuse)
+
+
+def _udp(endpoint: Attachment, lease: node.GatewayLease | None) -> list[nft.Rule]:
+    """A UDP server bound to all addresses answers from the address of the default route: so it is asked there, on the
+    gateway interface (without one: on eth0), and conntrack puts the reply right. The mark is kept in the connection."""
+    v4 = lease.v4.ip if lease is not None else first_v4(endpoint.addresses)
+    v6 = lease.v6.ip if lease is not None else first_v6(endpoint.addresses)
+    rules = []
+    for family, address, port_register in ((nft.IPV4, v4, 1), (nft.IPV6, v6, 4)):
+        if address is None:
+            continue
+        rules.append(
+            nft.Rule(
+                exprs=(
+                    *nft.match_nfproto(family),
+                    *nft.match_l4proto(nft.UDP),
+                    nft.meta("mark"),
+                    nft.ct_set("mark"),
+                    nft.immediate(address.packed),
+                    nft.load_destination_port(port_register),
+                    nft.lookup("udp_ports", port_register, port_register),
+                    nft.dnat(family, 0, port_register),
+                )
+            )
+        )
+    return rules
+
+
+def _udp_reply() -> nft.Rule:
+    return nft.Rule(
+        exprs=(
+            *nft.match_l4proto(nft.UDP),
+            nft.ct("direction"),
+            nft.cmp(bytes([nft.CT_REPLY])),
+            nft.ct("mark"),
+            nft.cmp(nft.host_u32(0), equal=False),
+            nft.meta_set("mark"),
+        ),
+        comment="a reply of a UDP server goes where the question came from",
+    )
+
+
+def _output() -> tuple[nft.Rule, ...]:
+    """Over ingress nothing begins here: tasks do not speak with each other over it."""
+    return (
+        nft.Rule(exprs=(*nft.match_oifname(INGRESS_LINK, equal=False), nft.verdict(nft.ACCEPT))),
+        *_PING,
+        nft.Rule(exprs=(nft.verdict(nft.DROP),), comment="no connections begin over ingress"),
+    )
