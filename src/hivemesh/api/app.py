@@ -35,9 +35,11 @@ def create_app(local: LocalNode) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors, _versions])
     app[LOCAL] = local
     app.on_response_prepare.append(_headers)
+    passthrough.setup(app)
+    events.setup(app)
     for module in (system, swarm, nodes, services, tasks, networks, events, passthrough):
-        module.setup(app)
         for route in module.routes:
+            assert isinstance(route, web.RouteDef)
             for prefix in ("", r"/v{version:\d+\.\d+}"):
                 app.router.add_route(route.method, prefix + route.path, route.handler, **route.kwargs)
     return app
@@ -86,4 +88,5 @@ async def _versions(request: web.Request, handler: Handler) -> web.StreamRespons
                 f"{version_text(MAX_VERSION)}"
             )
             return message(400, text)
+    request.app[events.HUB].follow(request.app[LOCAL].manager)
     return await handler(request)

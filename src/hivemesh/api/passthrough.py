@@ -13,7 +13,7 @@ import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -109,6 +109,8 @@ async def engine_errors() -> AsyncIterator[None]:
     """A broken conversation with the engine, in words."""
     try:
         yield
+    except aiohttp.ClientConnectorError as error:
+        raise Unavailable(f"the engine's API cannot be reached: {error.os_error.strerror}; is podman running?") from error
     except (aiohttp.ClientError, asyncio.IncompleteReadError) as error:
         raise Unavailable(f"the engine's API broke off: {error or type(error).__name__}; try again") from error
 
@@ -249,7 +251,7 @@ def _take_over(request: web.Request) -> tuple[asyncio.StreamReader, asyncio.Stre
     loop, transport = asyncio.get_running_loop(), request.transport
     if transport is None:
         raise ConnectionResetError("the client is gone")
-    assert isinstance(transport, asyncio.Transport)
+    transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
     reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
     protocol = _Taken(reader, request.protocol)
     transport.set_protocol(protocol)

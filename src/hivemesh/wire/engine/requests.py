@@ -72,11 +72,20 @@ class NetworkCreate(Spec, frozen=True, kw_only=True):
 
 def swarm_init(body: Any) -> SwarmInit:
     """Raises `Unsupported` for what this version does not do."""
+    if isinstance(body, dict) and isinstance(spec := strict.pick(body, "Spec"), dict):
+        body = {key: value for key, value in body.items() if key.lower() != "spec"} | {"Spec": _said(spec)}
     request = strict.read(body, SwarmInit, "InitRequest")
     if request.force_new_cluster:
         raise Unsupported("ForceNewCluster is not supported: this version has one manager")
     _without_lock(request.spec, request.auto_lock_managers)
     return request
+
+
+def _said(value: Any) -> Any:
+    """Without what is zero or empty: at `init`, unlike at an update, that means the default."""
+    if isinstance(value, dict):
+        return {key: _said(inner) for key, inner in value.items() if not strict.empty(inner)}
+    return value
 
 
 def swarm_join(body: Any) -> SwarmJoin:
