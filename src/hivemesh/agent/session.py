@@ -45,7 +45,7 @@ from hivemesh.wire.control import (
 log = logging.getLogger("hivemesh.agent")
 
 State = Literal["connecting", "ready", "removed"]
-"""`ready` once a manager gave us a view, and from then on: `error` says what is wrong with the connection, if anything."""
+"""`ready` once a manager gave us a view, and from then on: `error` says what ails the connection, if anything."""
 
 FIRST_DELAY, LAST_DELAY = 0.1, 8.0
 """Seconds between attempts to reach a manager, doubled each time (Docker's numbers)."""
@@ -105,8 +105,9 @@ class Session:
     def report(self, task: TaskID, status: TaskStatus) -> None:
         """A task's latest status; sent now or as soon as there is a manager, until one has it."""
         self._reports[task] = status
-        self._unsent.add(task)
-        self._wake.set()
+        if not self._confirmed(task, status):
+            self._unsent.add(task)
+            self._wake.set()
 
     def ack(self, revision: int, pending: int = 0) -> None:
         """The kernel holds `revision`, but for `pending` things that are retried."""
@@ -128,7 +129,7 @@ class Session:
         try:
             delay = FIRST_DELAY
             while True:
-                before = self.revision
+                began = self._clock.now()
                 try:
                     await self._connect(self._pick())
                 except Removed as error:
@@ -143,7 +144,7 @@ class Session:
                     if reason != self.error:
                         log.warning("no session with a manager: %s", reason)
                     await self._become(self.state, reason)
-                if self.revision != before:
+                if self._clock.now() - began > LAST_DELAY:  # it held for a while
                     delay = FIRST_DELAY
                 await self._clock.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, LAST_DELAY)
@@ -265,12 +266,23 @@ class Session:
                 await ws.send_bytes(codec.pack(frame))
 
     def _confirm(self) -> None:
-        """Forget the reports that the view shows, or whose tasks are gone."""
+        """Forget the reports that the managers have, and those of tasks that are gone."""
         for task, status in list(self._reports.items()):
-            item = self.view.get(f"task/{task}")
-            if not isinstance(item, TaskItem) or item.task.status == status or item.task.status.state > status.state:
+            if f"task/{task}" not in self.view:
                 del self._reports[task]
                 self._unsent.discard(task)
+            else:
+                self._confirmed(task, status)
+
+    def _confirmed(self, task: TaskID, status: TaskStatus) -> bool:
+        """Whether the view shows this status or a later one: then there is nothing left to report."""
+        item = self.view.get(f"task/{task}")
+        known = item.task.status if isinstance(item, TaskItem) else None
+        if known is None or (known != status and known.state <= status.state):
+            return False
+        self._reports.pop(task, None)
+        self._unsent.discard(task)
+        return True
 
     # --- helpers that run beside it -----------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class ClusterServer:
         self._listen = listen
         self._clock = clock
         self._sockets: list[socket.socket] = []
+        self._channels: set[_SocketChannel] = set()
         self.ready = asyncio.Event()
 
     @property
@@ -98,6 +99,7 @@ class ClusterServer:
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[_refuse], client_max_size=MAX_BODY)
+        app.on_shutdown.append(self._hang_up)
         app.add_routes(
             [
                 web.get("/v1/ca", self._ca),
@@ -142,6 +144,7 @@ class ClusterServer:
         ws = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=CLOSE_TIMEOUT)
         await ws.prepare(request)
         channel = _SocketChannel(ws)
+        self._channels.add(channel)
         try:
             await self._dispatcher.serve(peer.node_id, channel, _frames(ws), request.remote or "")
         except Invalid as error:
@@ -152,8 +155,13 @@ class ClusterServer:
         except ConnectionError:
             pass  # the agent went away; the monitor gives it its grace
         finally:
+            self._channels.discard(channel)
             await channel.close(WSCloseCode.GOING_AWAY, "the manager stops")
         return ws
+
+    async def _hang_up(self, _: web.Application) -> None:
+        goodbyes = [channel.close(WSCloseCode.GOING_AWAY, "the manager stops") for channel in self._channels]
+        await asyncio.gather(*goodbyes)
 
     def _member(self, request: web.Request) -> tuple[Node, Peer]:
         """The node whose certificate the caller showed. Raises `Forbidden` when it is no member (any more)."""

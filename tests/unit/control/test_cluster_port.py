@@ -1,0 +1,267 @@
+"""Nodes join, hold sessions and leave over real TLS on loopback, on a real store."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from port_rig import LOOPBACK, Swarm, eventually, open_swarm
+
+from hivemesh.agent.identity import load
+from hivemesh.agent.join import join, leave, renew
+from hivemesh.model.errors import Forbidden, Invalid, Unavailable, Unsupported
+from hivemesh.model.node import Node
+from hivemesh.model.task import TaskState, TaskStatus
+from hivemesh.pki import MANAGER_NAME, client_context, new_token
+from hivemesh.wire import codec
+from hivemesh.wire.control import TaskItem
+
+
+async def try_join(swarm: Swarm, token: str, *, remotes: list[str] | None = None) -> None:
+    await join(
+        remotes or [swarm.manager],
+        token,
+        data_dir=swarm.directory / "failing",
+        addr=LOOPBACK,
+        vtep=LOOPBACK,
+        listen="",
+    )
+
+
+async def test_joined_node_gets_a_view_and_becomes_ready(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        node = swarm.node(agent.node)
+        assert (node.state, node.vtep, node.addr, node.description.hostname) == ("ready", LOOPBACK, "127.0.0.1", "host")
+        assert f"node/{agent.node}" in agent.session.view
+        identity = load(tmp_path / "n1")
+        assert identity is not None
+        assert identity.facts.node_id == agent.node
+        assert identity.certificate.stat().st_mode & 0o777 == 0o600
+
+
+async def test_change_in_the_store_reaches_the_agent_as_a_delta(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent, other = await swarm.agent("n1"), await swarm.agent("n2")
+        before = len(other.assigned)
+        task = await swarm.put_task(agent.node, status=TaskStatus(state=TaskState.ASSIGNED))
+        await eventually(lambda: f"task/{task.id}" in agent.session.view)
+        assert len(other.assigned) == before  # nothing in it for the other
+        await swarm.tables.update(lambda tx: tx.delete(swarm.task(task.id)))
+        await eventually(lambda: f"task/{task.id}" not in agent.session.view)
+
+
+async def test_reports_only_move_own_tasks_forward(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent, other = await swarm.agent("n1"), await swarm.agent("n2")
+        task = await swarm.put_task(agent.node, status=TaskStatus(state=TaskState.ASSIGNED))
+        other.session.report(task.id, TaskStatus(state=TaskState.FAILED))
+        agent.session.report(task.id, TaskStatus(state=TaskState.RUNNING, container_id="c"))
+        await eventually(lambda: swarm.task(task.id).status.state == TaskState.RUNNING)
+        agent.session.report(task.id, TaskStatus(state=TaskState.PREPARING))
+        await eventually(lambda: not agent.session._reports)
+        await swarm.dispatcher.inbox.flushed()
+        assert swarm.task(task.id).status == TaskStatus(state=TaskState.RUNNING, container_id="c")
+
+
+async def test_many_reports_become_few_commits(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        tasks = [await swarm.put_task(agent.node, status=TaskStatus(state=TaskState.ASSIGNED)) for _ in range(20)]
+        before = swarm.tables.view.revision
+        for state in (TaskState.PREPARING, TaskState.READY, TaskState.STARTING, TaskState.RUNNING):
+            for task in tasks:
+                agent.session.report(task.id, TaskStatus(state=state))
+            await asyncio.sleep(0)
+        await eventually(lambda: all(swarm.task(t.id).status.state == TaskState.RUNNING for t in tasks))
+        assert swarm.tables.view.revision - before <= 8
+
+
+async def test_reports_made_while_the_manager_is_away_arrive_later(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        port = swarm.port
+        agent = await swarm.agent("n1")
+        task = await swarm.put_task(agent.node, status=TaskStatus(state=TaskState.STARTING))
+        await eventually(lambda: f"task/{task.id}" in agent.session.view)
+        swarm.agents.clear()
+    try:
+        await eventually(lambda: agent.session.error != "")
+        agent.session.report(task.id, TaskStatus(state=TaskState.RUNNING))
+        async with open_swarm(tmp_path, port=port) as again:
+            await eventually(lambda: again.task(task.id).status.state == TaskState.RUNNING, within=10)
+            assert agent.session.error == ""
+            await agent.stop()
+    finally:
+        await agent.stop()
+
+
+async def test_agent_with_a_gap_gets_a_snapshot(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        agent.session.revision -= 1  # as if a delta had been lost
+        task = await swarm.put_task(agent.node)
+        await eventually(lambda: f"task/{task.id}" in agent.session.view)
+        assert agent.session.revision == swarm.tables.view.revision
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda token: "", Invalid, "join token is needed"),
+        (lambda token: "secret", Invalid, "expected SWMTKN-1-"),
+        (lambda token: token[:-4], Invalid, "truncated"),
+        (lambda token: token[:-4] + "!!!!", Invalid, "not of the form"),
+        (lambda token: token[:-4] + "0000", Forbidden, "invalid join token"),
+    ],
+    ids=["missing", "other", "truncated", "strange", "wrong"],
+)
+async def test_bad_token_is_refused_and_changes_nothing(
+    tmp_path: Path, spoil: Callable[[str], str], error: type[Exception], words: str
+) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        with pytest.raises(error, match=words):
+            await try_join(swarm, spoil(swarm.cluster.worker_token))
+        assert not swarm.tables.view.all(Node)
+        assert load(tmp_path / "failing") is None
+
+
+async def test_rotated_token_is_refused_and_members_stay(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        old = swarm.cluster.worker_token
+        fresh = msgspec.structs.replace(swarm.cluster, worker_token=new_token(swarm.cluster.ca_cert))
+        await swarm.tables.update(lambda tx: tx.put(fresh))
+        with pytest.raises(Forbidden, match="rotated"):
+            await try_join(swarm, old)
+        assert agent.session.state == "ready"
+        await swarm.join("n2")
+
+
+async def test_manager_token_is_refused_in_clear_words(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        with pytest.raises(Unsupported, match="worker token"):
+            await try_join(swarm, swarm.cluster.manager_token)
+
+
+async def test_token_of_another_swarm_is_never_sent(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm, open_swarm(tmp_path, name="other") as other:
+        with pytest.raises(Forbidden, match=r"another swarm.*different CA"):
+            await try_join(swarm, other.cluster.worker_token)
+
+
+async def test_unreachable_manager_is_named(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        token, gone = swarm.cluster.worker_token, swarm.manager
+        # the second address works: the first is only a detour
+        await try_join(swarm, token, remotes=["127.0.0.1:9", swarm.manager])
+    with pytest.raises(Unavailable, match=f"cannot reach the manager at {gone}.*firewall"):
+        await try_join(swarm, token)
+    with pytest.raises(Invalid, match="manager address"):
+        await try_join(swarm, token, remotes=["127.0.0.1:99999"])
+
+
+async def test_callers_without_certificate_see_only_ca_and_join(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm, aiohttp.ClientSession() as http:
+        base, tls = f"https://{swarm.manager}", client_context(swarm.cluster.ca_cert)
+        for method, path, status in [
+            ("GET", "/v1/ca", 200),
+            ("GET", "/v1/session", 403),
+            ("POST", "/v1/leave", 403),
+            ("POST", "/v1/renew", 403),
+            ("GET", "/v1/nothing", 404),
+            ("POST", "/v1/join", 400),
+        ]:
+            async with http.request(method, base + path, ssl=tls, server_hostname=MANAGER_NAME) as answer:
+                assert (path, answer.status) == (path, status)
+                if status != 200:
+                    assert "message" in codec.from_json(await answer.read(), dict)
+        async with http.post(base + "/v1/join", data=b"x" * 100_000, ssl=tls, server_hostname=MANAGER_NAME) as answer:
+            assert answer.status == 413
+
+
+async def test_certificate_of_another_ca_is_refused_by_tls(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm, open_swarm(tmp_path, name="other") as other:
+        stranger = await other.join("stranger")
+        tls = client_context(swarm.cluster.ca_cert, stranger.certificate)
+        async with aiohttp.ClientSession() as http:
+            with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
+                async with http.get(f"https://{swarm.manager}/v1/ca", ssl=tls, server_hostname=MANAGER_NAME):
+                    pass
+
+
+async def test_worker_certificate_cannot_pose_as_a_manager(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        worker = await swarm.join("n1")
+        (tmp_path / "manager" / "node.pem").write_bytes(worker.certificate.read_bytes())
+        swarm_port = swarm.port
+    async with open_swarm(tmp_path, port=swarm_port) as impostor:
+        with pytest.raises(Unavailable, match="not trusted"):
+            await try_join(impostor, impostor.cluster.worker_token)
+
+
+async def test_malformed_frame_ends_the_session_with_the_reason(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        identity = await swarm.join("n1")
+        for junk in (b"", b"\xc1", codec.pack({"kind": "nonsense"}), codec.pack({"kind": "ack", "revision": 1})):
+            async with aiohttp.ClientSession() as http:
+                async with http.ws_connect(
+                    f"https://{swarm.manager}/v1/session", ssl=identity.client_context(), server_hostname=MANAGER_NAME
+                ) as ws:
+                    await ws.send_bytes(junk)
+                    message = await ws.receive(5)
+                    assert message.data == 4400
+                    assert "frame" in (message.extra or "")
+        assert (await swarm.agent("n2")).session.state == "ready"
+
+
+async def test_removed_node_stops_and_says_why(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        await swarm.tables.update(lambda tx: tx.delete(swarm.node(agent.node)))
+        await eventually(lambda: agent.session.state == "removed")
+        assert "removed from the swarm" in agent.session.error
+        again = await swarm.connect(agent.session.identity)
+        assert again.session.state == "removed"
+        assert "removed from this swarm" in again.session.error
+
+
+async def test_leaving_node_is_down_at_once(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        await leave(agent.session.identity)
+        assert (swarm.node(agent.node).state, swarm.node(agent.node).message) == ("down", "the node left the swarm")
+        await eventually(lambda: agent.session.state == "removed")
+        await swarm.dispatcher.inbox.flushed()
+        assert swarm.node(agent.node).state == "down"
+
+
+async def test_renewed_certificate_replaces_the_old_one(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        before = agent.session.identity.certificate.read_text()
+        await renew(agent.session.identity)
+        assert agent.session.identity.certificate.read_text() != before
+        await agent.stop()
+        again = await swarm.connect(agent.session.identity)
+        assert again.session.state == "ready"
+
+
+async def test_second_session_of_a_node_takes_over(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        first = await swarm.agent("n1")
+        second = await swarm.connect(first.session.identity)
+        await eventually(lambda: "newer session" in first.session.error)
+        await first.stop()
+        task = await swarm.put_task(second.node)
+        await eventually(lambda: f"task/{task.id}" in second.session.view)
+        assert isinstance(second.session.view[f"task/{task.id}"], TaskItem)
+
+
+async def test_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        with pytest.raises(AssertionError, match="cannot listen on"):
+            async with open_swarm(tmp_path, name="other", port=swarm.port):
+                pass
