@@ -98,7 +98,7 @@ CT_ORIGINAL, CT_REPLY = 0, 1
 RTN_LOCAL = 2
 _EQ, _NEQ = 0, 1
 _SNAT, _DNAT = 0, 1
-_PROTO_SPECIFIED = 2
+_MAP_IPS, _PROTO_SPECIFIED = 1, 2
 
 
 def _u32(number: int) -> bytes:
@@ -207,7 +207,8 @@ def _nat(kind: int, family: int, address: int | None, port: int | None) -> Expr:
     if address is not None:
         attrs.append((3, _reg(address)))
     if port is not None:
-        attrs += [(5, _reg(port)), (7, _u32(_PROTO_SPECIFIED))]
+        flags = _PROTO_SPECIFIED | (_MAP_IPS if address is not None else 0)  # as the kernel completes and dumps them
+        attrs += [(5, _reg(port)), (7, _u32(flags))]
     return Expr("nat", tuple(attrs))
 
 
