@@ -1,0 +1,189 @@
+"""Podman's own REST API (libpod, 4.0 and later) as values: requests built, answers read; no sockets."""
+
+from typing import Any
+
+import msgspec
+
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError
+from hivemesh.engine.processes import signal_number
+from hivemesh.model.service import Mount
+
+PREFIX = "/v4.0.0/libpod"
+LOG_DRIVER = "k8s-file"
+"""A file beside the container, which Podman's log calls can read with and without a journal."""
+CPU_PERIOD = 100_000
+"""Microseconds; Docker turns NanoCPUs into a quota of this period."""
+RUNNING = {"running", "paused", "stopping"}
+ENDED = {"exited", "stopped"}
+
+
+class Listed(msgspec.Struct, frozen=True, rename="pascal"):
+    """One of `GET /containers/json`."""
+
+    id: str
+    names: list[str] | None = None
+    labels: dict[str, str] | None = None
+    state: str = ""
+    pid: int = 0
+    exit_code: int = 0
+
+
+class State(msgspec.Struct, frozen=True, rename="pascal"):
+    status: str = ""
+    pid: int = 0
+    exit_code: int = 0
+    error: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, rename="pascal"):
+    labels: dict[str, str] | None = None
+    stop_signal: int = 0
+
+
+class Inspected(msgspec.Struct, frozen=True, rename="pascal"):
+    """`GET /containers/{id}/json`."""
+
+    id: str
+    name: str
+    state: State
+    config: Config
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The body of every refusal."""
+
+    message: str = ""
+    cause: str = ""
+
+
+class PullLine(msgspec.Struct, frozen=True):
+    """A line of the stream that a pull answers with."""
+
+    error: str = ""
+
+
+def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
+    """The SpecGenerator that makes a container in the namespace at `request.netns`. Raises `EngineError`."""
+    spec = request.spec
+    body: dict[str, Any] = {
+        "name": request.name,
+        "image": image,
+        "labels": request.labels,
+        "hostname": request.hostname,
+        "netns": {"nsmode": "path", "value": request.netns},
+        "env": dict(_variable(entry) for entry in spec.env),
+        "httpproxy": False,  # the daemon's own proxy settings are no business of a container
+        "log_configuration": {"driver": LOG_DRIVER},
+        "stop_timeout": round(spec.stop_grace_period / 1e9),
+        "terminal": spec.tty,
+        "stdin": spec.open_stdin,
+        "read_only_filesystem": spec.read_only,
+        "mounts": [_mount(m) for m in spec.mounts if m.type != "volume"],
+        "volumes": [_volume(m) for m in spec.mounts if m.type == "volume"],
+        "hostadd": [f"{name}:{address}" for address, *names in map(str.split, spec.hosts) for name in names],
+    }
+    if spec.command:
+        body["entrypoint"] = spec.command
+    if spec.args:
+        body["command"] = spec.args
+    if spec.stop_signal:
+        try:
+            body["stop_signal"] = signal_number(spec.stop_signal)
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+    optional = {
+        "user": spec.user,
+        "groups": spec.groups,
+        "work_dir": spec.dir,
+        "init": spec.init,
+        "cap_add": spec.capability_add,
+        "cap_drop": spec.capability_drop,
+        "sysctl": spec.sysctls,
+    }
+    body.update({name: value for name, value in optional.items() if value})
+    limits = _limits(request)
+    if limits:
+        body["resource_limits"] = limits
+    return body
+
+
+def info_of(container: Inspected) -> ContainerInfo:
+    return ContainerInfo(
+        id=container.id,
+        name=container.name,
+        labels=container.config.labels or {},
+        state=_state(container.state.status),
+        pid=container.state.pid,
+        exit_code=container.state.exit_code,
+        error=container.state.error,
+    )
+
+
+def info_of_listed(container: Listed) -> ContainerInfo:
+    return ContainerInfo(
+        id=container.id,
+        name=container.names[0] if container.names else "",
+        labels=container.labels or {},
+        state=_state(container.state),
+        pid=container.pid,
+        exit_code=container.exit_code,
+    )
+
+
+def docker_reference(image: str) -> str:
+    """The full name Docker means by `image`: `nginx` is `docker.io/library/nginx`.
+
+    Podman would ask which registry is meant.
+    """
+    first, slash, _ = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return image
+    return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
+
+
+def words_of(body: bytes, status: int) -> str:
+    """What the engine said, for people."""
+    try:
+        problem = msgspec.json.decode(body, type=Problem)
+    except msgspec.MsgspecError:
+        problem = Problem(message=body.decode(errors="replace").strip())
+    return problem.message or problem.cause or f"podman answered {status} without a word"
+
+
+def _state(status: str) -> str:
+    if status in RUNNING:
+        return "running"
+    return "exited" if status in ENDED else "created"
+
+
+def _variable(entry: str) -> tuple[str, str]:
+    name, _, value = entry.partition("=")
+    return name, value
+
+
+def _mount(mount: Mount) -> dict[str, Any]:
+    if mount.type == "tmpfs":
+        return {"type": "tmpfs", "destination": mount.target, "options": ["ro"] if mount.read_only else []}
+    access = "ro" if mount.read_only else "rw"
+    return {"type": "bind", "source": mount.source, "destination": mount.target, "options": ["rbind", access]}
+
+
+def _volume(mount: Mount) -> dict[str, Any]:
+    return {"Name": mount.source, "Dest": mount.target, "Options": ["ro" if mount.read_only else "rw"]}
+
+
+def _limits(request: ContainerRequest) -> dict[str, Any]:
+    limits, reservations = request.resources.limits, request.resources.reservations
+    found: dict[str, Any] = {}
+    if limits and limits.nano_cpus:
+        found["cpu"] = {"period": CPU_PERIOD, "quota": limits.nano_cpus * CPU_PERIOD // 1_000_000_000}
+    memory = {}
+    if limits and limits.memory_bytes:
+        memory["limit"] = limits.memory_bytes
+    if reservations and reservations.memory_bytes:
+        memory["reservation"] = reservations.memory_bytes
+    if memory:
+        found["memory"] = memory
+    if limits and limits.pids:
+        found["pids"] = {"limit": limits.pids}
+    return found

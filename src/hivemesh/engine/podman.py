@@ -1,0 +1,211 @@
+"""Podman as the engine of tasks, over its libpod REST API on a unix socket.
+
+The service behind the socket is started on demand. That a container ended is learnt from its process, so no stream
+keeps the service awake; only then is Podman asked for the exit code. Every call may be repeated, so one that meets a
+service on its way out is simply made again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from signal import SIGKILL, SIGTERM
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound
+from hivemesh.engine.host import HostNeeds, host_needs
+from hivemesh.engine.libpod import (
+    PREFIX,
+    Inspected,
+    Listed,
+    PullLine,
+    create_body,
+    docker_reference,
+    info_of,
+    info_of_listed,
+    words_of,
+)
+from hivemesh.engine.processes import Processes, signal_number
+from hivemesh.engine.service import PodmanService
+
+__all__ = ["HostNeeds", "PodmanEngine", "host_needs"]
+
+log = logging.getLogger("hivemesh.engine")
+
+TASK_LABEL = "com.docker.swarm.task.id"
+LOCAL_ONLY = "localhost/"
+"""Podman's name for images made on this machine: no registry has them, and asking for one takes seconds."""
+ATTEMPTS = 4
+PARALLEL_STARTS = 4
+"""Starting is work for the processor (runc, conmon); more at once only makes each of them later."""
+EXIT_TIMEOUT = 15.0
+"""Seconds for the exit code after the process has ended; conmon writes it, unless somebody killed conmon too."""
+KILL_TIMEOUT = 10.0
+UNKNOWN_EXIT = -1
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+class PodmanEngine:
+    """Implements `Engine`."""
+
+    def __init__(self, service: PodmanService) -> None:
+        self._service = service
+        self._processes = Processes()
+        self._session: aiohttp.ClientSession | None = None
+        self._starts = asyncio.Semaphore(PARALLEL_STARTS)
+        self._references: dict[str, str] = {}  # image as asked for, to the name it has here
+
+    async def info(self) -> EngineInfo:
+        answer = await self._call("GET", "/version")
+        return EngineInfo(name="podman", version=str(msgspec.json.decode(answer.body).get("Version", "")))
+
+    async def ensure_image(self, image: str) -> None:
+        for reference in (image, docker_reference(image)):
+            if await self._has_image(reference):
+                self._references[image] = reference
+                return
+        reference = docker_reference(image)
+        if reference.startswith(LOCAL_ONLY):
+            answer = await self._call("GET", f"/images/{quote(reference, safe='')}/json", fine=(404,))
+            raise ImageNotFound(words_of(answer.body, answer.status))
+        query = {"reference": reference, "policy": "missing", "quiet": "true"}
+        try:
+            answer = await self._call("POST", "/images/pull", query=query)
+        except EngineError as error:
+            raise ImageNotFound(str(error)) from None
+        for line in answer.body.splitlines():
+            problem = msgspec.json.decode(line, type=PullLine).error if line.strip() else ""
+            if problem:
+                raise ImageNotFound(problem)
+        self._references[image] = reference
+
+    async def create(self, request: ContainerRequest) -> str:
+        body = create_body(request, self._references.get(request.spec.image, request.spec.image))
+        async with self._starts:
+            try:
+                answer = await self._call("POST", "/containers/create", body=body)
+            except EngineError:
+                existing = await self._inspect(request.name)
+                if existing and info_of(existing).labels.get(TASK_LABEL) == request.labels.get(TASK_LABEL):
+                    return existing.id
+                raise
+        return str(msgspec.json.decode(answer.body)["Id"])
+
+    async def start(self, container: str) -> ContainerInfo:
+        async with self._starts:
+            await self._call("POST", f"/containers/{container}/start", fine=(304,))
+        found = await self._inspect(container)
+        if found is None:
+            raise EngineError(f"container {container[:12]} was removed while it started")
+        info = info_of(found)
+        if info.state == "running":
+            self._processes.watch(info.id, info.pid)
+        return info
+
+    async def wait(self, container: str) -> int:
+        if not self._processes.running(container):
+            found = await self._inspect(container)
+            if found is None:
+                return UNKNOWN_EXIT
+            info = info_of(found)
+            if info.state == "running":
+                self._processes.watch(container, info.pid)
+        await self._processes.wait(container)
+        query = {"condition": ["stopped", "exited"], "interval": "10ms"}
+        try:
+            async with asyncio.timeout(EXIT_TIMEOUT):
+                answer = await self._call("POST", f"/containers/{container}/wait", query=query, fine=(404,))
+        except TimeoutError:
+            return UNKNOWN_EXIT
+        return UNKNOWN_EXIT if answer.status == 404 else int(answer.body)
+
+    async def stop(self, container: str, signal: str, grace: float) -> None:
+        found = await self._inspect(container)
+        if found is None or info_of(found).state != "running" or not self._processes.watch(container, found.state.pid):
+            return
+        try:
+            gently = signal_number(signal, default=found.config.stop_signal or SIGTERM)
+        except ValueError:
+            gently = SIGTERM
+        for number, patience in ((gently, grace), (SIGKILL, KILL_TIMEOUT)):
+            self._processes.send(container, number)
+            try:
+                async with asyncio.timeout(patience):
+                    await self._processes.wait(container)
+                return
+            except TimeoutError:
+                continue
+        raise EngineError(f"container {container[:12]} does not end, not even by SIGKILL: is it paused?")
+
+    async def remove(self, container: str) -> None:
+        query = {"force": "true", "v": "true", "timeout": "0"}
+        await self._call("DELETE", f"/containers/{container}", query=query, fine=(404,))
+        self._processes.forget(container)
+
+    async def list(self) -> list[ContainerInfo]:
+        filters = msgspec.json.encode({"label": [TASK_LABEL]}).decode()
+        answer = await self._call("GET", "/containers/json", query={"all": "true", "sync": "true", "filters": filters})
+        found = [info_of_listed(c) for c in msgspec.json.decode(answer.body, type=list[Listed] | None) or []]
+        for info in found:
+            if info.state == "running":
+                self._processes.watch(info.id, info.pid)
+        return found
+
+    async def events(self) -> AsyncIterator[str]:
+        queue = self._processes.listen()
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._processes.unlisten(queue)
+
+    async def close(self) -> None:
+        self._processes.close()
+        if self._session:
+            await self._session.close()
+        await self._service.close()
+
+    async def _has_image(self, reference: str) -> bool:
+        path = f"/images/{quote(reference, safe='')}/exists"
+        return (await self._call("GET", path, fine=(404,))).status != 404
+
+    async def _inspect(self, container: str) -> Inspected | None:
+        answer = await self._call("GET", f"/containers/{container}/json", fine=(404,))
+        return None if answer.status == 404 else msgspec.json.decode(answer.body, type=Inspected)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Any = None,
+        body: Any = None,
+        fine: tuple[int, ...] = (),
+    ) -> _Answer:
+        """Raises `EngineError` with the engine's words unless the status is 2xx or `fine`."""
+        for attempt in range(1, ATTEMPTS + 1):
+            socket = await self._service.ready()
+            if self._session is None:
+                # A connection per call costs 0.1 ms here and never turns out to be one that the service has closed.
+                connector = aiohttp.UnixConnector(str(socket), force_close=True, limit=0)
+                timeout = aiohttp.ClientTimeout(total=None)
+                self._session = aiohttp.ClientSession("http://podman", connector=connector, timeout=timeout)
+            try:
+                async with self._session.request(method, PREFIX + path, params=query, json=body) as answer:
+                    content = await answer.read()
+            except aiohttp.ClientError as error:
+                if attempt == ATTEMPTS:
+                    raise EngineError(f"podman's service broke off: {error}") from error
+                await asyncio.sleep(0.05 * attempt)
+                continue
+            if answer.status >= 300 and answer.status not in fine:
+                raise EngineError(words_of(content, answer.status))
+            return _Answer(answer.status, content)
+        raise AssertionError

@@ -1,0 +1,279 @@
+"""A command of the host, run inside a sandbox: for labs, benchmarks and machines without an engine.
+
+It shares the machine's files, users and processes; only the network is the sandbox's own. Each "container" is a
+directory under the run directory:
+
+    <id>/container    what was asked (MessagePack)
+    <id>/pid          /proc/PID/stat of the process before it became the command: its id and start time name it for good
+    <id>/exit         exit code, written by a small shell that waits for the command
+    <id>/log          what the command wrote
+
+The shell has a session of its own and no tie to us, so a restart of the daemon finds everything in that directory. An
+exit that nobody saw (a killed shell, a reboot) is reported as -1.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import msgspec
+
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound
+from hivemesh.engine.processes import Processes, signal_number
+
+UNKNOWN_EXIT = -1
+KILL_TIMEOUT = 10.0
+EXIT_TIMEOUT = 2.0
+"""Seconds for the shell to write the exit code after the command has ended."""
+START_TIMEOUT = 10.0
+START_TIME = 19
+"""Index of the start time in /proc/PID/stat, counted after the command's name (proc(5): field 22)."""
+
+SHELL = """
+cd "$HIVEMESH_DIR" || exit
+sh -c 'dir=$HIVEMESH_DIR wd=$HIVEMESH_WD
+unset HIVEMESH_DIR HIVEMESH_WD
+read -r stat </proc/$$/stat
+echo "$stat" >"$dir/pid.new" && mv "$dir/pid.new" "$dir/pid"
+cd "$wd" || exit 126
+exec "$@"' sh "$@"
+echo $? >exit.new && mv exit.new exit
+"""
+"""The outer shell waits and writes the exit code; the inner one says who it is and becomes the command.
+
+The command runs in the foreground: a shell would start background ones with SIGINT and SIGQUIT ignored.
+"""
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    name: str
+    labels: dict[str, str]
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    directory: str
+    netns: str
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    pid: int = 0
+    exit_code: int | None = None
+
+
+class ProcessEngine:
+    """Implements `Engine`. `images` maps an image's name to a command; others name an executable."""
+
+    def __init__(self, run_dir: Path, images: Mapping[str, Sequence[str]] | None = None) -> None:
+        self._root = run_dir.absolute() / "process"
+        self._images = {_short(name): tuple(command) for name, command in (images or {}).items()}
+        self._processes = Processes()
+
+    async def info(self) -> EngineInfo:
+        return EngineInfo(name="process", version="1")
+
+    async def ensure_image(self, image: str) -> None:
+        self._command_of(image)
+
+    async def create(self, request: ContainerRequest) -> str:
+        container = hashlib.sha256(request.name.encode()).hexdigest()
+        directory = self._root / container
+        if (directory / "container").exists():
+            return container
+        spec = request.spec
+        refused = [m.target for m in spec.mounts if m.type != "bind" or m.source != m.target]
+        if refused:
+            raise EngineError(f"the process engine shares the machine's files and cannot mount {', '.join(refused)}")
+        command = (spec.command or self._command_of(spec.image)) + spec.args
+        stored = _Stored(
+            name=request.name,
+            labels=request.labels,
+            command=command,
+            environment={e.partition("=")[0]: e.partition("=")[2] for e in spec.env} | {"HOSTNAME": request.hostname},
+            directory=spec.dir or "/",
+            netns=request.netns,
+            user=spec.user,
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / "container.new"
+        temporary.write_bytes(msgspec.msgpack.encode(stored))
+        temporary.rename(directory / "container")
+        return container
+
+    async def start(self, container: str) -> ContainerInfo:
+        info = self._info(container)
+        if info is None:
+            raise EngineError(f"no container {container[:12]}")
+        if info.state == "created":
+            await self._launch(container)
+            info = self._info(container) or info
+        if info.state == "running":
+            self._processes.watch(container, info.pid)
+        return info
+
+    async def wait(self, container: str) -> int:
+        directory = self._root / container
+        seen = _look(directory)
+        if seen.pid:
+            self._processes.watch(container, seen.pid)
+            await self._processes.wait(container)
+        deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT
+        while (code := _look(directory).exit_code) is None:
+            if asyncio.get_running_loop().time() > deadline:
+                return UNKNOWN_EXIT
+            await asyncio.sleep(0.005)
+        return code
+
+    async def stop(self, container: str, signal: str, grace: float) -> None:
+        seen = _look(self._root / container)
+        if not seen.pid or not self._processes.watch(container, seen.pid):
+            return
+        try:
+            gently = signal_number(signal)
+        except ValueError:
+            gently = SIGTERM
+        for number, patience in ((gently, grace), (SIGKILL, KILL_TIMEOUT)):
+            self._processes.send(container, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._processes.wait(container)
+                return
+        raise EngineError(f"process {seen.pid} of {container[:12]} does not end, not even by SIGKILL")
+
+    async def remove(self, container: str) -> None:
+        await self.stop(container, "SIGKILL", KILL_TIMEOUT)
+        self._processes.forget(container)
+        directory = self._root / container
+        stored = _load(directory)
+        if stored and (directory / "pid").exists():
+            await self.wait(container)  # the shell still has a line to write
+            await asyncio.to_thread(_kill_everything_in, stored.netns)
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def list(self) -> list[ContainerInfo]:
+        if not self._root.is_dir():
+            return []
+        found = [info for path in sorted(self._root.iterdir()) if (info := self._info(path.name))]
+        for info in found:
+            if info.state == "running":
+                self._processes.watch(info.id, info.pid)
+        return found
+
+    async def events(self) -> AsyncIterator[str]:
+        queue = self._processes.listen()
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._processes.unlisten(queue)
+
+    async def close(self) -> None:
+        self._processes.close()
+
+    async def _launch(self, container: str) -> None:
+        directory = self._root / container
+        stored = _load(directory)
+        if stored is None:
+            raise EngineError(f"no container {container[:12]}")
+        program = shutil.which(stored.command[0])
+        if program is None:
+            raise EngineError(f"exec: {stored.command[0]!r}: executable file not found in $PATH")
+        enter = ["nsenter", f"--net={stored.netns}"]
+        if stored.user:
+            user, _, group = stored.user.partition(":")
+            enter = [*enter, "setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups"]
+        environment = {"PATH": os.environ.get("PATH", os.defpath), **stored.environment}
+        environment |= {"HIVEMESH_DIR": str(directory), "HIVEMESH_WD": stored.directory}
+        with (directory / "log").open("ab") as output:
+            # setsid forks and leaves, so that the shell belongs to nobody and ends with nobody.
+            launcher = await asyncio.create_subprocess_exec(
+                "setsid", "--fork", *enter, "sh", "-c", SHELL, "sh", program, *stored.command[1:],
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
+            )  # fmt: skip
+            await launcher.wait()
+        deadline = asyncio.get_running_loop().time() + START_TIMEOUT
+        while not (directory / "pid").exists():
+            if (directory / "exit").exists() or asyncio.get_running_loop().time() > deadline:
+                raise EngineError(_last_words(directory / "log"))
+            await asyncio.sleep(0.002)
+
+    def _info(self, container: str) -> ContainerInfo | None:
+        directory = self._root / container
+        stored = _load(directory)
+        if stored is None:
+            return None
+        seen = _look(directory)
+        started = (directory / "pid").exists()
+        state = "running" if seen.pid else "exited" if started else "created"
+        code = seen.exit_code if seen.exit_code is not None else UNKNOWN_EXIT if state == "exited" else 0
+        return ContainerInfo(
+            id=container, name=stored.name, labels=stored.labels, state=state, pid=seen.pid, exit_code=code
+        )
+
+    def _command_of(self, image: str) -> tuple[str, ...]:
+        command = self._images.get(_short(image)) or self._images.get(_short(image).removeprefix("localhost/"))
+        if command:
+            return command
+        if not shutil.which(image):
+            known = ", ".join(sorted(self._images)) or "none"
+            raise ImageNotFound(
+                f"no command is configured for the image {image}, and no executable has that name (configured: {known})"
+            )
+        return (image,)
+
+
+def _short(image: str) -> str:
+    """Without digest and `:latest`."""
+    return image.partition("@")[0].removesuffix(":latest")
+
+
+def _load(directory: Path) -> _Stored | None:
+    try:
+        return msgspec.msgpack.decode((directory / "container").read_bytes(), type=_Stored)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _look(directory: Path) -> _Seen:
+    """The live process, or the exit code, or neither."""
+    try:
+        code = int((directory / "exit").read_text())
+    except (OSError, ValueError):
+        code = None
+    if code is not None:
+        return _Seen(exit_code=code)
+    try:
+        written = (directory / "pid").read_text()
+        pid = int(written.split()[0])
+        now = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, ValueError):
+        return _Seen()
+    state, *_ = fields = now.rpartition(") ")[2].split()
+    alive = state not in "ZX" and fields[START_TIME] == written.rpartition(") ")[2].split()[START_TIME]
+    return _Seen(pid=pid if alive else 0)
+
+
+def _kill_everything_in(netns: str) -> None:
+    """Kill what the command left behind: nothing but its own children ever enters its sandbox."""
+    try:
+        inside = os.stat(netns)
+    except OSError:
+        return
+    if os.path.samestat(inside, os.stat("/proc/self/ns/net")):
+        return
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(inside, os.stat(f"/proc/{entry.name}/ns/net")):
+                    os.kill(int(entry.name), SIGKILL)
+
+
+def _last_words(path: Path) -> str:
+    text = path.read_text(errors="replace").strip() if path.exists() else ""
+    return text.splitlines()[-1] if text else "the command did not start and said nothing"

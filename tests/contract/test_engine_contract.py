@@ -1,0 +1,221 @@
+"""One suite for every engine: Podman with an image made on the spot, and commands of the host."""
+
+import asyncio
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hivemesh.engine.api import ContainerRequest, Engine, EngineError, ImageNotFound
+from hivemesh.engine.host import containers_conf, host_needs
+from hivemesh.engine.podman import PodmanEngine
+from hivemesh.engine.process import ProcessEngine
+from hivemesh.engine.service import PodmanService
+from hivemesh.model.service import ContainerSpec, Resources
+
+IMAGE = "localhost/contract:latest"
+BUSYBOX = "/bin/busybox"
+TASK_LABEL = "com.docker.swarm.task.id"
+
+
+@dataclass
+class Bed:
+    """An engine under test and the sandbox its containers live in."""
+
+    engine: Engine
+    netns: str
+
+    def request(self, name: str, *args: str, env: tuple[str, ...] = ()) -> ContainerRequest:
+        return ContainerRequest(
+            name=name,
+            spec=ContainerSpec(image=IMAGE, args=args, env=env),
+            resources=Resources(),
+            labels={TASK_LABEL: f"id-of-{name}", "com.docker.swarm.task": ""},
+            netns=self.netns,
+            hostname="box",
+        )
+
+    async def run(self, name: str, *args: str, env: tuple[str, ...] = ()) -> str:
+        await self.engine.ensure_image(IMAGE)
+        container = await self.engine.create(self.request(name, *args, env=env))
+        await self.engine.start(container)
+        return container
+
+
+@pytest.fixture(scope="session")
+def podman_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Storage of our own with one image: static busybox."""
+    root = tmp_path_factory.mktemp("podman")
+    (root / "storage.conf").write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
+    )
+    variables = {"CONTAINERS_STORAGE_CONF": str(root / "storage.conf")}
+    conf = containers_conf(host_needs(), root)
+    if conf:
+        variables["CONTAINERS_CONF"] = str(conf)
+    with tarfile.open(root / "image.tar", "w") as image:
+        image.add(BUSYBOX, "bin/busybox")
+        for tool in ("sh", "sleep", "cat", "hostname"):
+            link = tarfile.TarInfo(f"bin/{tool}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            image.addfile(link)
+    command = ["podman", "import", "--quiet", "--change", 'ENTRYPOINT ["/bin/busybox"]', str(root / "image.tar"), IMAGE]
+    environment = {**os.environ, **variables}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    yield variables
+    subprocess.run(["podman", "rm", "--all", "--force", "--time", "0"], env=environment, capture_output=True)
+    subprocess.run(["umount", str(root / "graph" / "overlay")], capture_output=True)
+
+
+@pytest.fixture
+def netns(request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"hmt-eng-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield f"/run/netns/{name}"
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.fixture(params=["podman", "process"])
+async def bed(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    netns: str,
+    podman_files: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Bed]:
+    for name, value in podman_files.items():
+        monkeypatch.setenv(name, value)
+    engine: Engine
+    if request.param == "podman":
+        engine = PodmanEngine(PodmanService(tmp_path))
+    else:
+        engine = ProcessEngine(tmp_path, {IMAGE: [BUSYBOX]})
+    bed = Bed(engine, netns)
+    try:
+        yield bed
+    finally:
+        for info in await bed.engine.list():
+            await bed.engine.remove(info.id)
+        await bed.engine.close()
+
+
+async def test_started_container_runs_inside_the_sandbox(bed: Bed) -> None:
+    container = await bed.run("a", "sleep", "100")
+    (info,) = await bed.engine.list()
+    assert (info.id, info.state, info.labels[TASK_LABEL]) == (container, "running", "id-of-a")
+    assert os.stat(f"/proc/{info.pid}/ns/net") == os.stat(bed.netns)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_ended_process_gives_its_exit_code(bed: Bed, code: int) -> None:
+    container = await bed.run("a", "sh", "-c", f"exit {code}")
+    assert await asyncio.wait_for(bed.engine.wait(container), 10) == code
+    (info,) = await bed.engine.list()
+    assert (info.state, info.exit_code) == ("exited", code)
+
+
+async def test_environment_reaches_the_process(bed: Bed) -> None:
+    container = await bed.run("a", "sh", "-c", 'test "$WORD" = "a = b" && exit 7', env=("WORD=a = b",))
+    assert await asyncio.wait_for(bed.engine.wait(container), 10) == 7
+
+
+async def test_killed_process_is_seen_at_once(bed: Bed) -> None:
+    container = await bed.run("a", "sleep", "100")
+    deaths = bed.engine.events()
+    waiting = asyncio.ensure_future(anext(deaths))
+    await asyncio.sleep(0)
+    (info,) = await bed.engine.list()
+    os.kill(info.pid, 9)
+    assert await asyncio.wait_for(waiting, 1) == container
+    assert await asyncio.wait_for(bed.engine.wait(container), 10) == 137
+
+
+async def test_stop_gives_the_process_its_grace(bed: Bed) -> None:
+    script = 'trap "exit 5" TERM; while :; do sleep 0.05; done'
+    container = await bed.run("a", "sh", "-c", script)
+    await asyncio.sleep(0.2)  # until the trap stands
+    await bed.engine.stop(container, "", 5)
+    assert await bed.engine.wait(container) == 5
+
+
+async def test_stop_uses_the_signal_asked_for(bed: Bed) -> None:
+    script = 'trap "exit 6" USR1; while :; do sleep 0.05; done'
+    container = await bed.run("a", "sh", "-c", script)
+    await asyncio.sleep(0.2)
+    await bed.engine.stop(container, "SIGUSR1", 5)
+    assert await bed.engine.wait(container) == 6
+
+
+async def test_deaf_process_is_killed_after_the_grace(bed: Bed) -> None:
+    script = 'trap "" TERM; while :; do sleep 0.05; done'
+    container = await bed.run("a", "sh", "-c", script)
+    await asyncio.sleep(0.2)
+    begun = asyncio.get_running_loop().time()
+    await bed.engine.stop(container, "", 0.3)
+    assert 0.3 <= asyncio.get_running_loop().time() - begun < 5
+    assert await bed.engine.wait(container) == 137
+
+
+async def test_every_call_may_be_repeated(bed: Bed) -> None:
+    container = await bed.run("a", "sleep", "100")
+    assert await bed.engine.create(bed.request("a", "sleep", "100")) == container
+    again = await bed.engine.start(container)
+    (info,) = await bed.engine.list()
+    assert again.pid == info.pid
+    for _ in range(2):
+        await bed.engine.stop(container, "SIGKILL", 1)
+    for _ in range(2):
+        await bed.engine.remove(container)
+    assert await bed.engine.list() == []
+
+
+async def test_unknown_image_is_refused_in_words(bed: Bed) -> None:
+    with pytest.raises(ImageNotFound, match="nosuchimage"):
+        await bed.engine.ensure_image("localhost/nosuchimage:1")
+
+
+async def test_unknown_command_is_refused_in_words(bed: Bed) -> None:
+    await bed.engine.ensure_image(IMAGE)
+    request = bed.request("a")
+    spec = ContainerSpec(image=IMAGE, command=("/no/such/command",))
+    broken = ContainerRequest(
+        name="a", spec=spec, resources=Resources(), labels=request.labels, netns=bed.netns, hostname="box"
+    )
+    container = await bed.engine.create(broken)
+    with pytest.raises(EngineError, match="/no/such/command"):
+        await bed.engine.start(container)
+
+
+async def test_container_outlives_its_engine_object(bed: Bed, tmp_path: Path, netns: str) -> None:
+    container = await bed.run("a", "sh", "-c", "sleep 0.5; exit 9")
+    before = (await bed.engine.list())[0].pid
+    await bed.engine.close()
+    fresh: Engine
+    if isinstance(bed.engine, PodmanEngine):
+        fresh = PodmanEngine(PodmanService(tmp_path))
+    else:
+        fresh = ProcessEngine(tmp_path, {IMAGE: [BUSYBOX]})
+    bed.engine = fresh
+    (info,) = await fresh.list()
+    assert (info.id, info.state, info.pid) == (container, "running", before)
+    assert await asyncio.wait_for(fresh.wait(container), 10) == 9
+
+
+async def test_engine_names_itself(bed: Bed) -> None:
+    info = await bed.engine.info()
+    assert info.name in ("podman", "process")
+    assert info.version
+
+
+def test_witness_sees_no_foreign_container(podman_files: dict[str, str]) -> None:
+    """The storage is ours alone, so that what is removed here is nobody else's."""
+    listing = subprocess.run(
+        ["podman", "ps", "--all", "--format", "json"],
+        env={**os.environ, **podman_files}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert json.loads(listing.stdout or "[]") == []
