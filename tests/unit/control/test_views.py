@@ -1,0 +1,251 @@
+"""Node views, derived at once and step by step."""
+
+import time
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivemesh.control.views import Deriver, derive, difference
+from hivemesh.model.addr import MAC, VNI
+from hivemesh.model.cluster import Cluster, SwarmSpec
+from hivemesh.model.ids import ClusterID, EndpointID, NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.network import MTU_OPTION, Network, NetworkSpec, Subnet
+from hivemesh.model.node import Node, NodeSpec
+from hivemesh.model.service import PortConfig, Service, ServiceSpec, TaskSpec
+from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
+from hivemesh.store.tables import View as Store
+from hivemesh.wire.control import NetworkItem, PeerItem, PublishItem, TaskItem, key_of
+
+INGRESS, OTHER = NetworkID("ingress-id"), NetworkID("other-id")
+RUNNING = TaskStatus(state=TaskState.RUNNING)
+
+
+@dataclass
+class FakeStore:
+    """As much of a store's view as derivation reads."""
+
+    objects: dict[type, dict[str, Any]] = field(
+        default_factory=lambda: {kind: {} for kind in (Cluster, Network, Node, Service, Task)}
+    )
+    revision: int = 1
+
+    def all(self, kind: type) -> list[Any]:
+        return list(self.objects[kind].values())
+
+    @property
+    def cluster(self) -> Cluster:
+        found: Cluster = self.all(Cluster)[0]
+        return found
+
+    def put(self, *values: Any) -> "Store":
+        for value in values:
+            self.objects[type(value)][value.id] = value
+        self.revision += 1
+        return self.view
+
+    def drop(self, kind: type, identifier: str) -> "Store":
+        self.objects[kind].pop(identifier, None)
+        self.revision += 1
+        return self.view
+
+    @property
+    def view(self) -> Store:
+        return self  # type: ignore[return-value]
+
+
+def network(identifier: NetworkID, number: int, **options: str) -> Network:
+    subnet = Subnet(prefix=ip_network(f"10.{number}.0.0/16"), gateway=ip_address(f"10.{number}.0.1"))
+    spec = NetworkSpec(name=identifier, ingress=identifier == INGRESS, options=options)
+    return Network(id=identifier, spec=spec, vni=VNI(4096 + number), subnets=(subnet,))
+
+
+def attachment(net: NetworkID, number: int, owner: str) -> Attachment:
+    first = 0 if net == INGRESS else 1
+    addresses = (
+        ip_interface(f"10.{first}.{number // 250}.{number % 250 + 2}/16"),
+        ip_interface(f"fd00::{number + 2:x}/64"),
+    )
+    return Attachment(
+        endpoint_id=EndpointID(f"{net}-{owner}"),
+        network_id=net,
+        addresses=addresses,
+        mac=MAC(f"02:42:00:00:{number:04x}"),
+    )
+
+
+def node(number: int, **fields: Any) -> Node:
+    identifier = NodeID(f"n{number}")
+    made = Node(
+        id=identifier,
+        spec=NodeSpec(),
+        vtep=ip_address(f"198.51.100.{number}"),
+        attachments=(attachment(INGRESS, 5000 + number, identifier),),
+    )
+    return msgspec.structs.replace(made, **fields)
+
+
+def task(number: int, on: int | None, **fields: Any) -> Task:
+    identifier = TaskID(f"t{number}")
+    made = Task(
+        id=identifier,
+        service_id=ServiceID("web"),
+        service_name="web",
+        slot=number,
+        spec=TaskSpec(),
+        node_id=NodeID(f"n{on}") if on is not None else None,
+        status=RUNNING,
+        attachments=(attachment(INGRESS, number, identifier),),
+    )
+    return msgspec.structs.replace(made, **fields)
+
+
+def service(*ports: int, name: str = "web") -> Service:
+    configs = tuple(PortConfig(target_port=80, published_port=port) for port in ports)
+    return Service(id=ServiceID(name), spec=ServiceSpec(name=name), ports=configs)
+
+
+def store(*values: Any) -> FakeStore:
+    made = FakeStore()
+    made.put(Cluster(id=ClusterID("c"), spec=SwarmSpec()), network(INGRESS, 0), network(OTHER, 1), *values)
+    return made
+
+
+def test_node_without_tasks_takes_part_in_ingress_only() -> None:
+    view = derive(store(node(1), node(2)).view, NodeID("n1"))
+    assert set(view) == {"node/n1", "node/n2", f"network/{INGRESS}", f"peer/{INGRESS}/{INGRESS}-n2"}
+    own = view[f"network/{INGRESS}"]
+    assert isinstance(own, NetworkItem)
+    assert (own.port, own.vni, own.own) == (4789, 4096, attachment(INGRESS, 5001, "n1"))
+
+
+def test_network_of_a_task_comes_and_goes_with_it() -> None:
+    both = (attachment(INGRESS, 1, "t1"), attachment(OTHER, 1, "t1"))
+    made = store(node(1), node(2), task(2, 2, attachments=(attachment(OTHER, 2, "t2"),)))
+    made.put(network(OTHER, 1, **{MTU_OPTION: "1400"}))
+    assert f"network/{OTHER}" not in derive(made.view, NodeID("n1"))
+    view = derive(made.put(task(1, 1, attachments=both)), NodeID("n1"))
+    joined, peer = view[f"network/{OTHER}"], view[f"peer/{OTHER}/{OTHER}-t2"]
+    assert isinstance(joined, NetworkItem)
+    assert isinstance(peer, PeerItem)
+    assert joined.mtu == 1400
+    assert (peer.vtep, peer.mac) == (ip_address("198.51.100.2"), "02:42:00:00:0002")
+    assert f"peer/{OTHER}/{OTHER}-t1" not in view  # its own
+    dead = task(1, 1, attachments=both, status=TaskStatus(state=TaskState.FAILED))
+    view = derive(made.put(dead), NodeID("n1"))
+    assert f"network/{OTHER}" not in view
+    assert "task/t1" in view  # until the reaper takes it
+
+
+def test_only_serving_tasks_are_backends_in_the_order_of_their_slots() -> None:
+    made = store(
+        node(1),
+        service(8090, 8091),
+        task(3, 1),
+        task(1, 1),
+        task(2, 1, desired=TaskState.SHUTDOWN),
+        task(4, 1, status=TaskStatus(state=TaskState.STARTING)),
+    )
+    view = derive(made.view, NodeID("n1"))
+    item = view["publish/tcp/8090"]
+    assert isinstance(item, PublishItem)
+    assert [backend.task for backend in item.backends] == ["t1", "t3"]
+    assert item.backends[0].addresses == (ip_address("10.0.0.3"), ip_address("fd00::3"))
+    assert "publish/tcp/8091" in view
+    assert "publish/tcp/8090" not in derive(made.drop(Service, "web"), NodeID("n1"))
+
+
+def test_released_marks_the_task_of_that_node() -> None:
+    made = store(node(1), task(1, 1, desired=TaskState.SHUTDOWN), task(2, 1))
+    view = derive(made.view, NodeID("n1"), {TaskID("t1")})
+    assert [item.released for item in view.values() if isinstance(item, TaskItem)] == [True, False]
+
+
+def test_moved_endpoint_is_changed_and_not_removed() -> None:
+    made, deriver = store(node(1), node(2), node(3), task(1, 2)), Deriver()
+    deriver.update(made.view)
+    before = deriver.of(NodeID("n1"))
+    deriver.update(made.put(task(1, 3)))
+    after = deriver.of(NodeID("n1"))
+    assert before is not None
+    assert after is not None
+    changed, removed = difference(before, after)
+    assert [key_of(item) for item in changed] == [f"peer/{INGRESS}/{INGRESS}-t1"]
+    assert removed == []
+
+
+def test_unknown_node_has_no_view() -> None:
+    deriver = Deriver()
+    deriver.update(store(node(1)).view)
+    assert deriver.of(NodeID("n9")) is None
+    assert derive(store().view, NodeID("n9")) == {}
+
+
+STATES = st.sampled_from([TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING, TaskState.FAILED])
+DESIRED = st.sampled_from([TaskState.RUNNING, TaskState.SHUTDOWN])
+NETWORKS = st.sets(st.sampled_from([INGRESS, OTHER]))
+PUT_TASK = st.tuples(st.just("task"), st.integers(1, 4), st.integers(1, 3), STATES, DESIRED, NETWORKS)
+DROP = st.tuples(st.just("drop"), st.sampled_from([(Task, "t1"), (Node, "n3"), (Service, "web"), (Network, OTHER)]))
+PUT = st.tuples(
+    st.just("put"),
+    st.sampled_from(
+        [node(3), node(1, vtep=None), node(1), service(80), service(80, 81), network(OTHER, 1), network(INGRESS, 0)]
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.one_of(PUT_TASK, PUT_TASK, DROP, PUT), max_size=12),
+    st.sets(st.sampled_from([TaskID("t1"), TaskID("t2")])),
+)
+def test_deltas_lead_where_a_snapshot_does(steps: list[Any], released: set[TaskID]) -> None:
+    made, deriver = store(node(1), node(2)), Deriver()
+    deriver.update(made.view)
+    at = deriver.of(NodeID("n1"))
+    assert at is not None
+    kept = at.flat()
+    for step in steps:
+        match step:
+            case ("task", number, on, state, desired, networks):
+                ends = tuple(attachment(net, number, f"t{number}") for net in sorted(networks))
+                made.put(task(number, on, status=TaskStatus(state=state), desired=desired, attachments=ends))
+            case ("drop", (kind, identifier)):
+                made.drop(kind, identifier)
+            case ("put", value):
+                made.put(value)
+        deriver.update(made.view)
+        after = deriver.of(NodeID("n1"), released)
+        assert after is not None
+        changed, removed = difference(at, after)
+        kept.update((key_of(item), item) for item in changed)
+        for key in removed:
+            del kept[key]
+        assert kept == after.flat() == derive(made.view, NodeID("n1"), released)
+        at = after
+
+
+def test_a_commit_costs_little_with_50_nodes_and_1000_tasks() -> None:
+    made = store(service(8090), *(node(n) for n in range(1, 51)), *(task(t, t % 50 + 1) for t in range(1000)))
+    deriver = Deriver()
+    deriver.update(made.view)
+    nodes = [NodeID(f"n{n}") for n in range(1, 51)]
+    views = {name: deriver.of(name) for name in nodes}
+    costs = []
+    for number in range(10):
+        made.put(task(number, number % 50 + 1, desired=TaskState.SHUTDOWN))
+        start = time.process_time()
+        deriver.update(made.view)
+        deltas = 0
+        for name in nodes:
+            before, after = views[name], deriver.of(name)
+            assert before is not None
+            assert after is not None
+            deltas += bool(difference(before, after)[0])
+            views[name] = after
+        costs.append(time.process_time() - start)
+        assert deltas == 50  # the backend left everywhere
+    assert min(costs) < 0.02
