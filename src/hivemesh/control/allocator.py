@@ -1,0 +1,339 @@
+"""Granting: subnets and VNIs to networks, addresses to nodes, VIPs and ports to services, addresses to tasks.
+
+One pass over a transaction. What objects hold is the truth; leases are rebuilt from it whenever something is asked
+for. Whoever cannot be served stays as it is with the reason in its `error` (a task: `status.err`), and is served by
+the first pass that finds room.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from hivemesh.control import networks, validate
+from hivemesh.ipam import pools
+from hivemesh.ipam.leases import Leases
+from hivemesh.model.addr import FIRST_VNI, VNI, Interface, Prefix, endpoint_mac
+from hivemesh.model.errors import Exhausted
+from hivemesh.model.ids import EndpointID, NetworkID
+from hivemesh.model.network import Network, Subnet
+from hivemesh.model.node import Node
+from hivemesh.model.service import DYNAMIC_PORTS, VIP, PortConfig, Service
+from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
+from hivemesh.store.tables import Transaction
+
+SUBNET6_SIZE = 64
+PENDING_MESSAGE = "pending task scheduling"
+
+NewId = Callable[[], str]
+
+
+@dataclass(slots=True)
+class Cursors:
+    """What was given out last, so that what was freed is not given again at once.
+
+    Memory of the process, not state: losing it is harmless, and a transaction that is tried again may leave gaps.
+    """
+
+    vni: int = 0
+    port: int = 0
+    addresses: dict[tuple[NetworkID, int], int] = field(default_factory=dict)  # by network and IP version
+
+
+def allocate(tx: Transaction, now: float, new_id: NewId, cursors: Cursors) -> None:
+    """Grant whatever is asked for and possible."""
+    _allocate_networks(tx, cursors)
+    grants = _Grants(tx, new_id, cursors)
+    _allocate_nodes(tx, grants)
+    _allocate_services(tx, grants, cursors)
+    _allocate_tasks(tx, now, grants)
+    grants.remember()
+
+
+# --- networks ----------------------------------------------------------------------------------------------------
+
+
+def _allocate_networks(tx: Transaction, cursors: Cursors) -> None:
+    for network in [network for network in tx.all(Network) if network.vni is None]:
+        try:
+            granted = msgspec.structs.replace(
+                network, vni=_vni(tx, network, cursors), subnets=_subnets(tx, network), error=""
+            )
+        except Exhausted as error:
+            granted = msgspec.structs.replace(network, error=f"network {network.spec.name}: {error}")
+        tx.put(granted)
+
+
+def _vni(tx: Transaction, network: Network, cursors: Cursors) -> VNI:
+    wanted = networks.wanted_vni(network.spec)
+    if wanted is not None:
+        return VNI(wanted)
+    used = {other.vni for other in tx.all(Network) if other.vni is not None}
+    highest = max((vni for vni in used if vni >= FIRST_VNI), default=FIRST_VNI - 1)
+    number = max(cursors.vni, highest) + 1
+    if number > networks.MAX_VNI:
+        number = next((vni for vni in range(FIRST_VNI, networks.MAX_VNI + 1) if vni not in used), 0)
+        if not number:
+            raise Exhausted("no free VNI")
+    cursors.vni = number
+    return VNI(number)
+
+
+def _subnets(tx: Transaction, network: Network) -> tuple[Subnet, ...]:
+    """Those the user gave; IPv4 always, IPv6 if asked for and for ingress, which serves both worlds."""
+    given = networks.given_subnets(network.spec)
+    versions = {subnet.prefix.version for subnet in given}
+    cluster = tx.cluster
+    taken = list(networks.taken(tx))
+    chosen = []
+    if 4 not in versions:
+        chosen.append(_cut(cluster.pools, cluster.subnet_size, taken))
+    chosen += given
+    if 6 not in versions and (network.spec.ipv6 or network.spec.ingress) and cluster.pool6 is not None:
+        chosen.append(_cut([cluster.pool6], SUBNET6_SIZE, taken))
+    return tuple(sorted(chosen, key=lambda subnet: subnet.prefix.version))
+
+
+def _cut(ranges: Iterable[Prefix], size: int, taken: list[Prefix]) -> Subnet:
+    prefix = pools.cut(list(ranges), size, taken)
+    return Subnet(prefix=prefix, gateway=networks.first_host(prefix))
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+
+class _Grants:
+    """The leases of each network, built when first needed."""
+
+    def __init__(self, tx: Transaction, new_id: NewId, cursors: Cursors) -> None:
+        self._tx = tx
+        self._new_id = new_id
+        self._cursors = cursors
+        self._leases: dict[NetworkID, tuple[Leases, ...]] = {}
+
+    def addresses(self, network: Network) -> tuple[Interface, ...]:
+        """One free address per family. Raises `Exhausted` naming the network."""
+        if network.vni is None:
+            raise Exhausted(network.error or f"network {network.spec.name} has no subnet yet")
+        granted: list[Interface] = []
+        leases = self._of(network)
+        try:
+            granted.extend(lease.acquire() for lease in leases)
+        except Exhausted as error:
+            for lease, address in zip(leases, granted, strict=False):
+                lease.release(address)
+            raise Exhausted(f"network {network.spec.name}: {error}") from None
+        return tuple(granted)
+
+    def attachment(self, network: Network) -> Attachment:
+        """A new endpoint. Raises `Exhausted`."""
+        addresses = self.addresses(network)
+        endpoint = EndpointID(self._new_id())
+        return Attachment(
+            endpoint_id=endpoint,
+            network_id=network.id,
+            addresses=addresses,
+            mac=endpoint_mac(addresses, endpoint),
+        )
+
+    def release(self, network: NetworkID, addresses: Iterable[Interface]) -> None:
+        """Give back within this pass."""
+        for address in addresses:
+            for lease in self._leases.get(network, ()):
+                if lease.contains(address):
+                    lease.release(address)
+
+    def remember(self) -> None:
+        """Where to go on next time."""
+        for network, leases in self._leases.items():
+            for lease in leases:
+                self._cursors.addresses[network, lease.subnet.prefix.version] = lease.last
+
+    def _of(self, network: Network) -> tuple[Leases, ...]:
+        if network.id in self._leases:
+            return self._leases[network.id]
+        held = list(self._held(network.id))
+        made = []
+        for subnet in network.subnets:
+            version = subnet.prefix.version
+            after = self._cursors.addresses.get((network.id, version))
+            if after is None:  # a new process: go on after the youngest endpoint
+                youngest = max(held, key=lambda pair: pair[0], default=(0.0, ()))[1]
+                after = next((int(address) for address in youngest if address.version == version), 0)
+            lease = Leases(subnet, after)
+            for _, addresses in held:
+                for address in addresses:
+                    lease.hold(address)
+            made.append(lease)
+        self._leases[network.id] = tuple(made)
+        return self._leases[network.id]
+
+    def _held(self, network: NetworkID) -> Iterable[tuple[float, tuple[Interface, ...]]]:
+        """Who holds what, with the time its holder was made. A dead task holds nothing."""
+        for node in self._tx.all(Node):
+            for attachment in node.attachments:
+                if attachment.network_id == network:
+                    yield node.created, attachment.addresses
+        for service in self._tx.all(Service):
+            for vip in service.vips:
+                if vip.network_id == network:
+                    yield service.created, vip.addresses
+        for task in self._tx.all(Task):
+            if not task.status.state.dead:
+                for attachment in task.attachments:
+                    if attachment.network_id == network:
+                        yield task.created, attachment.addresses
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+def _allocate_nodes(tx: Transaction, grants: _Grants) -> None:
+    """The node's own address: on ingress always, on other networks while a task of the node is there."""
+    ingress = validate.ingress(tx)
+    for node in list(tx.all(Node)):
+        wanted: dict[NetworkID, Network] = {}
+        if ingress is not None:
+            wanted[ingress.id] = ingress
+        for task in tx.tasks_on(node.id):
+            if not task.status.state.dead:
+                for attachment in task.attachments:
+                    network = tx.get(Network, attachment.network_id)
+                    if network is not None:
+                        wanted.setdefault(network.id, network)
+        kept = [attachment for attachment in node.attachments if attachment.network_id in wanted]
+        present = {attachment.network_id for attachment in kept}
+        for attachment in node.attachments:
+            if attachment.network_id not in wanted:
+                grants.release(attachment.network_id, attachment.addresses)
+        for network in wanted.values():
+            if network.id not in present:
+                try:
+                    kept.append(grants.attachment(network))
+                except Exhausted:
+                    continue  # shown by the tasks that find no address either
+        tx.put(msgspec.structs.replace(node, attachments=tuple(kept)))
+
+
+# --- services ----------------------------------------------------------------------------------------------------
+
+
+def _allocate_services(tx: Transaction, grants: _Grants, cursors: Cursors) -> None:
+    for service in list(tx.all(Service)):
+        try:
+            granted = msgspec.structs.replace(service, ports=_ports(tx, service, cursors), error="")
+            granted = msgspec.structs.replace(granted, vips=_vips(tx, granted, grants))
+        except Exhausted as error:
+            granted = msgspec.structs.replace(service, error=str(error))
+        tx.put(granted)
+
+
+def _ports(tx: Transaction, service: Service, cursors: Cursors) -> tuple[PortConfig, ...]:
+    """The service's ports with real numbers. A number once chosen stays while its port is asked for."""
+    asked = service.spec.endpoint_spec.ports
+    chosen = {_open(port): port for port in service.ports}
+    if all(_is_settled(port) or (_open(port) in chosen and chosen[_open(port)].published_port) for port in asked):
+        return tuple(port if _is_settled(port) else chosen[_open(port)] for port in asked)
+    used = {
+        (port.protocol, port.published_port)
+        for other in tx.all(Service)
+        for port in (*other.spec.endpoint_spec.ports, *other.ports)
+        if port.published_port
+    }
+    granted = []
+    for port in asked:
+        earlier = chosen.get(_open(port))
+        if _is_settled(port):
+            granted.append(port)
+        elif earlier is not None and earlier.published_port:
+            granted.append(earlier)
+        else:
+            number = _dynamic_port(port.protocol, used, cursors)
+            used.add((port.protocol, number))
+            granted.append(msgspec.structs.replace(port, published_port=number))
+    return tuple(granted)
+
+
+def _open(port: PortConfig) -> PortConfig:
+    return msgspec.structs.replace(port, published_port=0)
+
+
+def _is_settled(port: PortConfig) -> bool:
+    """The user chose, or for a host port the task's node will."""
+    return port.published_port != 0 or port.publish_mode == "host"
+
+
+def _dynamic_port(protocol: str, used: set[tuple[str, int]], cursors: Cursors) -> int:
+    count = len(DYNAMIC_PORTS)
+    for step in range(1, count + 1):
+        number = DYNAMIC_PORTS[(max(cursors.port, DYNAMIC_PORTS.start - 1) - DYNAMIC_PORTS.start + step) % count]
+        if (protocol, number) not in used:
+            cursors.port = number
+            return number
+    raise Exhausted(f"no free {protocol} port in {DYNAMIC_PORTS.start}-{DYNAMIC_PORTS.stop - 1} to publish")
+
+
+def _vips(tx: Transaction, service: Service, grants: _Grants) -> tuple[VIP, ...]:
+    wanted = _networks_of(tx, service) if service.spec.endpoint_spec.mode == "vip" else []
+    if [network.id for network in wanted] == [vip.network_id for vip in service.vips]:
+        return service.vips
+    present = {vip.network_id: vip for vip in service.vips}
+    granted = []
+    for network in wanted:
+        vip = present.pop(network.id, None)
+        granted.append(vip or VIP(network_id=network.id, addresses=grants.addresses(network)))
+    for vip in present.values():
+        grants.release(vip.network_id, vip.addresses)
+    return tuple(granted)
+
+
+def _networks_of(tx: Transaction, service: Service) -> list[Network]:
+    """Ingress first when the service publishes there, then as its specification lists them. Raises `Exhausted`."""
+    found: list[Network] = []
+    if any(port.publish_mode == "ingress" for port in service.spec.endpoint_spec.ports):
+        ingress = validate.ingress(tx)
+        if ingress is None:
+            raise Exhausted("there is no ingress network: make one with `network create --driver overlay --ingress`")
+        found.append(ingress)
+    for attachment in service.spec.task_template.networks:
+        network = tx.get(Network, attachment.target)
+        if network is None:
+            raise Exhausted(f"network {attachment.target} is gone")
+        found.append(network)
+    return found
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+def _allocate_tasks(tx: Transaction, now: float, grants: _Grants) -> None:
+    waiting = [
+        task for task in tx.all(Task) if task.status.state == TaskState.NEW and task.desired <= TaskState.RUNNING
+    ]
+    for task in sorted(waiting, key=lambda task: (task.created, task.service_id, task.slot)):
+        service = tx.get(Service, task.service_id)
+        if service is not None:
+            tx.put(_allocate_task(tx, task, service, now, grants))
+
+
+def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, grants: _Grants) -> Task:
+    if service.error:
+        return _refused(task, service.error)
+    attachments: list[Attachment] = []
+    try:
+        attachments.extend(grants.attachment(network) for network in _networks_of(tx, service))
+    except Exhausted as error:
+        for attachment in attachments:
+            grants.release(attachment.network_id, attachment.addresses)
+        return _refused(task, str(error))
+    return msgspec.structs.replace(
+        task,
+        attachments=tuple(attachments),
+        ports=service.ports,
+        status=TaskStatus(timestamp=now, state=TaskState.PENDING, message=PENDING_MESSAGE),
+        updated=now,
+    )
+
+
+def _refused(task: Task, reason: str) -> Task:
+    return msgspec.structs.replace(task, status=msgspec.structs.replace(task.status, err=reason))

@@ -1,0 +1,168 @@
+"""The manager: the control loops as pure passes over one transaction, and the facade the API speaks to.
+
+A request changes intent and runs the passes in the same transaction: `service create` is one commit with the service,
+its VIP, its tasks and their nodes. Everything else (a report, a node lost, a delay that is over) wakes `run`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from hivemesh.clock import Clock
+from hivemesh.control import allocator, lookup, networks, nodes, orchestrator, reaper, scheduler, services, swarm
+from hivemesh.model import ids
+from hivemesh.model.cluster import Cluster, SwarmSpec
+from hivemesh.model.errors import Exhausted, HivemeshError
+from hivemesh.model.network import Network, NetworkSpec
+from hivemesh.model.node import Node, NodeSpec
+from hivemesh.model.service import Service, ServiceSpec
+from hivemesh.model.task import Task
+from hivemesh.store.tables import Tables, Transaction
+
+log = logging.getLogger("hivemesh.control")
+
+T = TypeVar("T", Cluster, Node, Network, Service, Task)
+ROUNDS = 5
+"""Passes until nothing changes; two do in practice (what one made, the next finds right)."""
+RETRY = 1.0
+"""Seconds until the loops try again after the store refused."""
+
+
+class Manager:
+    """What users can do to the cluster. Look-ups take a full id, an exact name or the beginning of an id."""
+
+    def __init__(self, tables: Tables, clock: Clock, new_id: Callable[[], str] = ids.new_id) -> None:
+        self.tables = tables
+        self._clock = clock
+        self._new_id = new_id
+        self._cursors = allocator.Cursors()
+        self._wake: float | None = None
+
+    async def run(self) -> None:
+        """Keep the cluster as intended for as long as the manager lives."""
+        while True:
+            revision = self.tables.view.revision
+            try:
+                await self.tables.update(self._converge)
+            except HivemeshError as error:
+                log.error("the control loops cannot write: %s; trying again", error)
+                await self._clock.sleep(RETRY)
+                continue
+            await self._until_changed(max(revision, self.tables.view.revision))
+
+    async def _until_changed(self, revision: int) -> None:
+        waits = [asyncio.ensure_future(self.tables.changed(revision))]
+        if self._wake is not None:
+            waits.append(asyncio.ensure_future(self._until(self._wake)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await wait
+
+    async def _until(self, when: float) -> int:
+        await self._clock.sleep(max(0.0, when - self._clock.now()))
+        return 0
+
+    def _converge(self, tx: Transaction) -> None:
+        now = self._clock.now()
+        for _ in range(ROUNDS):
+            before = tx.edits
+            self._wake = orchestrator.orchestrate(tx, now, self._new_id)
+            allocator.allocate(tx, now, self._new_id, self._cursors)
+            scheduler.schedule(tx, now)
+            reaper.reap(tx)
+            if tx.edits == before:
+                return
+        log.warning("the control loops did not come to rest in %d rounds; going on after this commit", ROUNDS)
+
+    async def _change(self, change: Callable[[Transaction, float], T]) -> T:
+        """Intent, then the passes, in one commit; returns the object as committed (or as it was when removed)."""
+
+        def apply(tx: Transaction) -> T:
+            changed = change(tx, self._clock.now())
+            self._converge(tx)
+            return changed
+
+        changed = await self.tables.update(apply)
+        return self.tables.view.get(type(changed), changed.id) or changed
+
+    # --- services
+
+    async def create_service(self, spec: ServiceSpec) -> Service:
+        return await self._change(lambda tx, now: services.create(tx, spec, now, self._new_id()))
+
+    async def update_service(self, ref: str, version: int, spec: ServiceSpec, rollback: bool = False) -> Service:
+        """Raises `OutOfSequence` unless `version` is the service's. `rollback` returns to the previous spec."""
+        return await self._change(lambda tx, now: services.update(tx, ref, version, spec, now, rollback=rollback))
+
+    async def remove_service(self, ref: str) -> None:
+        await self._change(lambda tx, now: services.remove(tx, ref))
+
+    def service(self, ref: str) -> Service:
+        return lookup.service(self.tables.view, ref)
+
+    def services(self) -> Collection[Service]:
+        return self.tables.view.all(Service)
+
+    # --- networks
+
+    async def create_network(self, spec: NetworkSpec) -> Network:
+        """Raises `Exhausted` when no subnet is left: then nothing was created."""
+
+        def create(tx: Transaction) -> Network:
+            created = networks.create(tx, spec, self._clock.now(), self._new_id())
+            self._converge(tx)
+            granted = tx.get(Network, created.id)
+            if granted is not None and granted.error:
+                raise Exhausted(f"{granted.error}; give one with --subnet, or remove networks that nobody uses")
+            return created
+
+        created = await self.tables.update(create)
+        return self.tables.view.get(Network, created.id) or created
+
+    async def remove_network(self, ref: str) -> None:
+        await self._change(lambda tx, now: networks.remove(tx, ref))
+
+    def network(self, ref: str) -> Network:
+        return lookup.network(self.tables.view, ref)
+
+    def networks(self) -> Collection[Network]:
+        return self.tables.view.all(Network)
+
+    # --- nodes and tasks
+
+    async def update_node(self, ref: str, version: int, spec: NodeSpec) -> Node:
+        return await self._change(lambda tx, now: nodes.update(tx, ref, version, spec, now))
+
+    async def remove_node(self, ref: str, force: bool = False) -> None:
+        await self._change(lambda tx, now: nodes.remove(tx, ref, force=force))
+
+    def node(self, ref: str) -> Node:
+        return lookup.node(self.tables.view, ref)
+
+    def nodes(self) -> Collection[Node]:
+        return self.tables.view.all(Node)
+
+    def task(self, ref: str) -> Task:
+        return lookup.task(self.tables.view, ref)
+
+    def tasks(self) -> Collection[Task]:
+        return self.tables.view.all(Task)
+
+    # --- the cluster
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.tables.view.cluster
+
+    async def update_cluster(self, version: int, spec: SwarmSpec) -> Cluster:
+        return await self._change(lambda tx, now: swarm.update(tx, version, spec, now))
+
+    async def rotate_tokens(self, worker: bool = False, manager: bool = False) -> Cluster:
+        """New join tokens; the old ones no longer admit anybody, members stay."""
+        return await self._change(lambda tx, now: swarm.rotate_tokens(tx, now, worker=worker, manager=manager))

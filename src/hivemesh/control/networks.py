@@ -1,0 +1,160 @@
+"""What users do to networks. The allocator grants VNI and subnets in the same transaction."""
+
+import ipaddress
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+
+from hivemesh.control import lookup, validate
+from hivemesh.ipam import pools
+from hivemesh.model.addr import Address, Prefix, parse_address, parse_prefix
+from hivemesh.model.errors import Conflict, Forbidden, Invalid, Unsupported
+from hivemesh.model.ids import NetworkID
+from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, Network, NetworkSpec, Subnet
+from hivemesh.model.node import Node
+from hivemesh.model.service import Service
+from hivemesh.model.task import Task, TaskState
+from hivemesh.store.tables import Transaction, View
+
+MAX_VNI = (1 << 24) - 1
+MTU = range(1280, 65536)
+"""IPv6 needs 1280 (RFC 8200)."""
+SMALLEST_V4 = 29
+"""Network, broadcast and gateway address leave five."""
+SMALLEST_V6 = 120
+
+
+def create(tx: Transaction, spec: NetworkSpec, now: float, new_id: str) -> Network:
+    """Raises `Invalid`, `Conflict`, `Forbidden` or `Unsupported`."""
+    if spec.name in validate.PREDEFINED:
+        raise Forbidden(f"{spec.name} is a pre-defined network and cannot be created")
+    validate.name(spec.name, "network")
+    if any(other.spec.name == spec.name for other in tx.all(Network)):
+        raise Conflict(f"network with name {spec.name} already exists")
+    if spec.driver != "overlay":
+        raise Unsupported(f"network driver {spec.driver!r} is not supported in the swarm: use overlay")
+    if spec.ingress:
+        _check_ingress(tx, spec)
+    _check_options(tx, spec)
+    subnets = given_subnets(spec)
+    for subnet in subnets:
+        _check_free(tx, subnet.prefix)
+    return tx.put(Network(id=NetworkID(new_id), spec=spec, created=now, updated=now))
+
+
+def remove(tx: Transaction, reference: str) -> Network:
+    """Raises `Invalid` while a service or a live task is on the network."""
+    network = lookup.network(tx, reference)
+    if network.spec.ingress:
+        for service in tx.all(Service):
+            if any(port.publish_mode == "ingress" for port in service.spec.endpoint_spec.ports):
+                raise Invalid(
+                    f"ingress network cannot be removed because service {service.id} ({service.spec.name}) depends on "
+                    "it: unpublish its ports first"
+                )
+    for service in tx.all(Service):
+        if any(attachment.target == network.id for attachment in service.spec.task_template.networks):
+            raise Invalid(f"network {network.id} is in use by service {service.id} ({service.spec.name})")
+    for task in tx.all(Task):
+        running = task.desired <= TaskState.RUNNING and not task.status.state.dead
+        if running and any(attachment.network_id == network.id for attachment in task.attachments):
+            raise Invalid(f"network {network.id} is in use by task {task.id}")
+    tx.delete(network)
+    return network
+
+
+def given_subnets(spec: NetworkSpec) -> tuple[Subnet, ...]:
+    """The subnets the user named, at most one per family; raises `Invalid`."""
+    found = tuple(_subnet(config) for config in spec.ipam if config.subnet)
+    if any(config.gateway or config.ip_range for config in spec.ipam if not config.subnet):
+        raise Invalid("invalid network: a gateway or IP range needs its subnet")
+    if len({subnet.prefix.version for subnet in found}) < len(found):
+        raise Unsupported("several subnets of one family on a network are not supported: give one IPv4 and one IPv6")
+    return found
+
+
+def _subnet(config: IPAMConfig) -> Subnet:
+    prefix = parse_prefix(config.subnet)
+    smallest = SMALLEST_V4 if prefix.version == 4 else SMALLEST_V6
+    if prefix.prefixlen > smallest:
+        raise Invalid(f"invalid subnet {prefix}: too small, use /{smallest} or larger")
+    if prefix.is_multicast or prefix.is_loopback or prefix.is_link_local or prefix.is_unspecified:
+        raise Invalid(f"invalid subnet {prefix}: not a range for hosts")
+    gateway = parse_address(config.gateway, "gateway") if config.gateway else first_host(prefix)
+    if not _holds(prefix, gateway):
+        raise Invalid(f"invalid gateway {gateway}: it is not a host address of subnet {prefix}")
+    ip_range = parse_prefix(config.ip_range, "IP range") if config.ip_range else None
+    if ip_range is not None and (
+        ip_range.version != prefix.version
+        or ip_range.prefixlen < prefix.prefixlen
+        or pools.overlapping(ip_range, [prefix]) is None
+    ):
+        raise Invalid(f"invalid IP range {ip_range}: it is not inside subnet {prefix}")
+    return Subnet(prefix=prefix, gateway=gateway, ip_range=ip_range)
+
+
+def first_host(prefix: Prefix) -> Address:
+    """The gateway's place unless the user says otherwise."""
+    return prefix.network_address + 1
+
+
+def taken(view: View) -> Iterable[Prefix]:
+    """What new subnets must stay clear of: other networks, and the nodes' own addresses."""
+    for network in view.all(Network):
+        yield from (subnet.prefix for subnet in network.subnets or given_subnets(network.spec))
+    for node in view.all(Node):
+        for text in {str(node.vtep or ""), node.addr} - {""}:
+            try:
+                yield ipaddress.ip_network(text)
+            except ValueError:
+                continue  # a name
+
+
+def _check_free(tx: Transaction, prefix: Prefix) -> None:
+    for network in tx.all(Network):
+        other = pools.overlapping(prefix, (subnet.prefix for subnet in network.subnets))
+        if other is not None:
+            raise Invalid(
+                f"invalid subnet {prefix}: Pool overlaps with other one on this address space: {other} of network "
+                f"{network.spec.name}; choose another, or leave --subnet out"
+            )
+    other = pools.overlapping(prefix, taken(tx))
+    if other is not None:
+        raise Invalid(f"invalid subnet {prefix}: it contains {other.network_address}, the address of a node")
+
+
+def _check_ingress(tx: Transaction, spec: NetworkSpec) -> None:
+    if spec.attachable:
+        raise Invalid("ingress network cannot be attachable")
+    if spec.internal:
+        raise Invalid("ingress network cannot be internal")
+    existing = validate.ingress(tx)
+    if existing is not None:
+        raise Conflict(f"ingress network ({existing.id}) is already present")
+
+
+def _check_options(tx: Transaction, spec: NetworkSpec) -> None:
+    mtu = spec.options.get(MTU_OPTION)
+    if mtu is not None and not (mtu.isascii() and mtu.isdigit() and int(mtu) in MTU):
+        raise Invalid(f"invalid {MTU_OPTION} {mtu!r}: use {MTU.start} to {MTU.stop - 1}")
+    vni = wanted_vni(spec)
+    for network in tx.all(Network):
+        if vni is not None and network.vni == vni:
+            raise Invalid(f"VNI {vni} is already in use by network {network.spec.name}")
+
+
+def wanted_vni(spec: NetworkSpec) -> int | None:
+    """The VNI the user asks for."""
+    text = spec.options.get(VNI_OPTION)
+    if text is None:
+        return None
+    first = text.split(",")[0].strip()
+    if not (first.isascii() and first.isdigit() and 0 < int(first) <= MAX_VNI):
+        raise Invalid(f"invalid {VNI_OPTION} {text!r}: use a number from 1 to {MAX_VNI}")
+    return int(first)
+
+
+def _holds(prefix: Prefix, address: Address) -> bool:
+    if address.version != prefix.version:
+        return False
+    last = int(prefix.broadcast_address) - isinstance(prefix, IPv4Network)
+    return int(prefix.network_address) < int(address) <= last

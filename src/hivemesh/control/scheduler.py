@@ -1,0 +1,151 @@
+"""Which node runs a task: filters in Docker's order, then spread. One pass over a transaction."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from hivemesh.control import constraints
+from hivemesh.model.node import Node
+from hivemesh.model.task import Task, TaskState, TaskStatus
+from hivemesh.store.tables import Transaction
+
+ASSIGNED_MESSAGE = "scheduler assigned task to node"
+RECENT = 300.0
+"""Seconds during which failures of a service on a node count against the node."""
+TOO_MANY_FAILURES = 5
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def schedule(tx: Transaction, now: float) -> None:
+    """Assign tasks that wait for a node; one that finds none gets the explanation in `status.err`."""
+    waiting = [
+        task
+        for task in tx.all(Task)
+        if task.status.state == TaskState.PENDING and task.node_id is None and task.desired <= TaskState.RUNNING
+    ]
+    if not waiting:
+        return
+    sites = [_Site(node, tx.tasks_on(node.id), now) for node in tx.all(Node)]
+    for task in sorted(waiting, key=lambda task: (task.created, task.service_id, task.slot)):
+        candidates = _fitting(sites, task)
+        if isinstance(candidates, str):
+            status = msgspec.structs.replace(task.status, err=candidates)
+            tx.put(msgspec.structs.replace(task, status=status))
+            continue
+        site = min(candidates, key=lambda site: site.rank(task))
+        assigned = msgspec.structs.replace(
+            task,
+            node_id=site.node.id,
+            status=TaskStatus(timestamp=now, state=TaskState.ASSIGNED, message=ASSIGNED_MESSAGE),
+            updated=now,
+        )
+        tx.put(assigned)
+        site.add(assigned)
+
+
+class _Site:
+    """A node and what is on it."""
+
+    def __init__(self, node: Node, tasks: list[Task], now: float) -> None:
+        self.node = node
+        self.total = 0
+        self.of_service: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.host_ports: set[tuple[str, int]] = set()
+        self.free_cpus = node.description.nano_cpus
+        self.free_memory = node.description.memory_bytes
+        for task in tasks:
+            if not task.status.state.dead:
+                self.add(task)
+            elif task.status.state in (TaskState.FAILED, TaskState.REJECTED) and task.status.timestamp > now - RECENT:
+                self.failures[task.service_id] += 1
+
+    def add(self, task: Task) -> None:
+        self.host_ports |= _host_ports(task)
+        cpus, memory = _reserved(task)
+        self.free_cpus -= cpus
+        self.free_memory -= memory
+        if task.desired <= TaskState.RUNNING:  # one that is being replaced keeps its resources, not its place
+            self.total += 1
+            self.of_service[task.service_id] += 1
+
+    def rank(self, task: Task) -> tuple[bool, int, int, str]:
+        """Lowest first: spread over nodes that do not keep failing."""
+        failing = self.failures[task.service_id] >= TOO_MANY_FAILURES
+        return failing, self.of_service[task.service_id], self.total, self.node.id
+
+
+def _is_ready(site: _Site, task: Task) -> bool:
+    return site.node.state == "ready" and site.node.spec.availability == "active"
+
+
+def _has_resources(site: _Site, task: Task) -> bool:
+    cpus, memory = _reserved(task)
+    return (not cpus or cpus <= site.free_cpus) and (not memory or memory <= site.free_memory)
+
+
+def _meets_constraints(site: _Site, task: Task) -> bool:
+    return constraints.accepts(task.spec.placement.constraints, site.node)
+
+
+def _is_platform(site: _Site, task: Task) -> bool:
+    platforms = task.spec.placement.platforms
+    description = site.node.description
+    return not platforms or any(
+        platform.os in ("", description.os)
+        and (not platform.architecture or _machine(platform.architecture) == _machine(description.architecture))
+        for platform in platforms
+    )
+
+
+def _has_host_ports(site: _Site, task: Task) -> bool:
+    return not _host_ports(task) & site.host_ports
+
+
+def _below_maximum(site: _Site, task: Task) -> bool:
+    maximum = task.spec.placement.max_replicas
+    return not maximum or site.of_service[task.service_id] < maximum
+
+
+FILTERS: tuple[tuple[Callable[[_Site, Task], bool], str], ...] = (
+    (_is_ready, "{} not available for new tasks"),
+    (_has_resources, "insufficient resources on {}"),
+    (_meets_constraints, "scheduling constraints not satisfied on {}"),
+    (_is_platform, "unsupported platform on {}"),
+    (_has_host_ports, "host-mode port already in use on {}"),
+    (_below_maximum, "max replicas per node limit exceed"),
+)
+
+
+def _fitting(sites: list[_Site], task: Task) -> list[_Site] | str:
+    """The nodes that pass every filter, else the explanation in Docker's words."""
+    refusals: Counter[str] = Counter()
+    fitting = []
+    for site in sites:
+        refused = next((text for accepts, text in FILTERS if not accepts(site, task)), None)
+        if refused is None:
+            fitting.append(site)
+        else:
+            refusals[refused] += 1
+    if fitting:
+        return fitting
+    parts = [text.format("1 node" if count == 1 else f"{count} nodes") for text, count in refusals.most_common()]
+    return f"no suitable node ({'; '.join(parts)})" if parts else "no suitable node"
+
+
+def _host_ports(task: Task) -> set[tuple[str, int]]:
+    return {
+        (port.protocol, port.published_port)
+        for port in task.ports
+        if port.publish_mode == "host" and port.published_port
+    }
+
+
+def _reserved(task: Task) -> tuple[int, int]:
+    reservations = task.spec.resources.reservations
+    return (reservations.nano_cpus, reservations.memory_bytes) if reservations else (0, 0)
+
+
+def _machine(architecture: str) -> str:
+    return _MACHINES.get(architecture, architecture)

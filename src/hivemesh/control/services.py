@@ -1,0 +1,81 @@
+"""What users do to services: changes of intent in one transaction. The passes make tasks of it."""
+
+import hashlib
+
+import msgspec
+
+from hivemesh.control import lookup, validate
+from hivemesh.model.errors import Invalid, OutOfSequence, Unsupported
+from hivemesh.model.ids import ServiceID
+from hivemesh.model.service import Placement, Service, ServiceSpec
+from hivemesh.store.tables import Transaction
+
+OUT_OF_SEQUENCE = "update out of sequence"
+_QUALITIES = (
+    "amber",
+    "brave",
+    "calm",
+    "clever",
+    "eager",
+    "gentle",
+    "lively",
+    "lucid",
+    "merry",
+    "noble",
+    "quiet",
+    "witty",
+)
+_ANIMALS = ("badger", "bee", "crane", "falcon", "fox", "heron", "ibex", "lynx", "otter", "owl", "robin", "wren")
+
+
+def create(tx: Transaction, spec: ServiceSpec, now: float, new_id: str) -> Service:
+    """Raises `Invalid`, `NotFound`, `Conflict` or `Unsupported`."""
+    if not spec.name:
+        spec = msgspec.structs.replace(spec, name=_random_name(tx, new_id))
+    spec = validate.service_spec(tx, spec)
+    return tx.put(Service(id=ServiceID(new_id), spec=spec, created=now, updated=now))
+
+
+def update(
+    tx: Transaction, reference: str, version: int, spec: ServiceSpec, now: float, *, rollback: bool = False
+) -> Service:
+    """Replace the specification; with `rollback` by the previous one, whatever `spec` is."""
+    current = lookup.service(tx, reference)
+    if version != current.version:
+        raise OutOfSequence(OUT_OF_SEQUENCE)
+    if rollback:
+        if current.previous_spec is None:
+            raise Invalid(f"service {reference} does not have a previous spec")
+        spec = current.previous_spec
+    spec = msgspec.structs.replace(spec, name=spec.name or current.spec.name)
+    if spec.name != current.spec.name:
+        raise Unsupported("renaming services is not supported: remove the service and create it under the new name")
+    spec = validate.service_spec(tx, spec, current)
+    return tx.put(
+        msgspec.structs.replace(
+            current,
+            spec=spec,
+            previous_spec=current.spec,
+            spec_version=current.spec_version + (_shape(spec) != _shape(current.spec)),
+            updated=now,
+        )
+    )
+
+
+def remove(tx: Transaction, reference: str) -> Service:
+    """The service is gone at once: its name, VIPs and ports are free; its tasks drain afterwards."""
+    found = lookup.service(tx, reference)
+    tx.delete(found)
+    return found
+
+
+def _shape(spec: ServiceSpec) -> tuple[object, ...]:
+    """What tasks are made of. A change of placement alone moves only the tasks that no longer fit."""
+    return msgspec.structs.replace(spec.task_template, placement=Placement()), spec.endpoint_spec
+
+
+def _random_name(tx: Transaction, new_id: str) -> str:
+    taken = {service.spec.name for service in tx.all(Service)}
+    digest = hashlib.sha256(new_id.encode()).digest()
+    stem = f"{_QUALITIES[digest[0] % len(_QUALITIES)]}_{_ANIMALS[digest[1] % len(_ANIMALS)]}"
+    return stem if stem not in taken else f"{stem}_{new_id[:6]}"

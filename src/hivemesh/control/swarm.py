@@ -1,0 +1,185 @@
+"""The swarm itself: how it begins, its settings, its join tokens."""
+
+import ipaddress
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from hivemesh import pki
+from hivemesh.control import allocator
+from hivemesh.control.services import OUT_OF_SEQUENCE
+from hivemesh.ipam import pools as arithmetic
+from hivemesh.model.addr import Prefix, parse_prefix
+from hivemesh.model.cluster import (
+    CLUSTER_NAME,
+    DEFAULT_DATA_PATH_PORT,
+    DEFAULT_POOL,
+    DEFAULT_SUBNET_SIZE,
+    Cluster,
+    SwarmSpec,
+)
+from hivemesh.model.errors import Conflict, Invalid, OutOfSequence
+from hivemesh.model.ids import ClusterID, NetworkID
+from hivemesh.model.network import INGRESS, Network, NetworkSpec
+from hivemesh.model.node import Node
+from hivemesh.store.tables import Tables, Transaction, View
+
+SMALLEST_SUBNET = 29
+"""Docker's limit for `--default-addr-pool-mask-length`."""
+DATA_PATH_PORTS = range(1024, 49152)
+MIN_CERTIFICATE_LIFETIME = 3600 * 1_000_000_000
+
+
+def initial_objects(
+    *,
+    cluster_id: ClusterID,
+    node: Node,
+    ca_cert: str,
+    ca_key: str,
+    worker_token: str,
+    manager_token: str,
+    now: float,
+    new_id: Callable[[], str],
+    spec: SwarmSpec | None = None,
+    pools: Sequence[str] = (),
+    subnet_size: int = 0,
+    data_path_port: int = 0,
+    routes: Iterable[Prefix] = (),
+) -> tuple[Cluster, Node, Network]:
+    """The cluster, its first node (with its ingress address) and the ingress network of a new swarm.
+
+    `pools`, `subnet_size` and `data_path_port` are as the user gave them, empty or 0 for the defaults; `routes` are the
+    host's. Raises `Invalid` for what cannot be.
+    """
+    spec = spec or SwarmSpec()
+    spec = check_spec(msgspec.structs.replace(spec, name=spec.name or CLUSTER_NAME))
+    size = subnet_size or DEFAULT_SUBNET_SIZE
+    cluster = Cluster(
+        id=cluster_id,
+        spec=spec,
+        created=now,
+        updated=now,
+        pools=choose_pools(pools, size, routes),
+        subnet_size=size,
+        pool6=local_pool6(),
+        data_path_port=check_data_path_port(data_path_port),
+        ca_cert=ca_cert,
+        ca_key=ca_key,
+        worker_token=worker_token,
+        manager_token=manager_token,
+    )
+    tx = Transaction(View())
+    tx.put(cluster)
+    tx.put(node)
+    network = tx.put(
+        Network(id=NetworkID(new_id()), spec=NetworkSpec(name=INGRESS, ingress=True), created=now, updated=now)
+    )
+    allocator.allocate(tx, now, new_id, allocator.Cursors())
+    granted, first = tx.get(Network, network.id), tx.get(Node, node.id)
+    assert granted is not None
+    assert first is not None
+    if granted.error:
+        raise Invalid(f"no free pool: {granted.error}; choose others with --default-addr-pool")
+    return cluster, first, granted
+
+
+async def found(tables: Tables, objects: tuple[Cluster, Node, Network]) -> None:
+    """Write the initial objects, in one commit. Raises `Conflict` when the store has a swarm already."""
+
+    def begin(tx: Transaction) -> None:
+        if tx.all(Cluster):
+            raise Conflict("this data directory already holds a swarm: leave it first, or use an empty directory")
+        cluster, node, network = objects
+        tx.put(cluster)
+        tx.put(node)
+        tx.put(network)
+
+    await tables.update(begin)
+
+
+def choose_pools(given: Sequence[str], subnet_size: int, routes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """The IPv4 pools subnets are cut from.
+
+    Given pools must not meet each other or a route of the host (its default route aside). Without any, the default
+    pool is taken, less what the host's routes cover.
+    """
+    if not 1 <= subnet_size <= SMALLEST_SUBNET:
+        raise Invalid(f"invalid subnet size {subnet_size}: the mask length must be 1 to {SMALLEST_SUBNET}")
+    covered = [route for route in routes if route.prefixlen]
+    if not given:
+        left = arithmetic.without(ipaddress.ip_network(DEFAULT_POOL), covered, subnet_size)
+        if not left:
+            raise Invalid(
+                f"no free pool: the host's routes cover all of {DEFAULT_POOL}, the default; choose another range with "
+                "--default-addr-pool"
+            )
+        return left
+    pools = [parse_prefix(text, "default address pool") for text in given]
+    for pool in pools:
+        if pool.version != 4:
+            raise Invalid(
+                f"invalid default address pool {pool}: it must be IPv4; IPv6 subnets come from a range of "
+                "the swarm's own"
+            )
+        if pool.prefixlen > subnet_size:
+            raise Invalid(
+                f"invalid default address pool {pool}: no /{subnet_size} subnet fits into it; choose a larger pool or "
+                "another --default-addr-pool-mask-length"
+            )
+        route = arithmetic.overlapping(pool, covered)
+        if route is not None:
+            raise Invalid(f"default address pool {pool} overlaps the host's route {route}: choose a range that is free")
+    clash = arithmetic.first_overlap(pools)
+    if clash is not None:
+        raise Invalid(f"default address pools {clash[0]} and {clash[1]} overlap")
+    return tuple(pools)
+
+
+def local_pool6() -> Prefix:
+    """A range of our own: fd00::/8 and 40 random bits (RFC 4193, section 3.2)."""
+    return ipaddress.IPv6Network(((0xFD << 120) | (secrets.randbits(40) << 80), 48))
+
+
+def check_data_path_port(port: int) -> int:
+    """The UDP port of the tunnels; 0 is the default."""
+    if port and port not in DATA_PATH_PORTS:
+        raise Invalid(
+            f"invalid data path port {port}: use {DATA_PATH_PORTS.start} to {DATA_PATH_PORTS.stop - 1}, or 0 for "
+            f"{DEFAULT_DATA_PATH_PORT}"
+        )
+    return port or DEFAULT_DATA_PATH_PORT
+
+
+def check_spec(spec: SwarmSpec) -> SwarmSpec:
+    """Raises `Invalid`."""
+    if spec.name != CLUSTER_NAME:
+        raise Invalid("modification of cluster name is not allowed")
+    if spec.orchestration.task_history_retention_limit < 0:
+        raise Invalid("invalid task history limit: it must not be negative")
+    if spec.dispatcher.heartbeat_period < 0:
+        raise Invalid("invalid heartbeat period: it must not be negative")
+    if spec.ca_config.node_cert_expiry < MIN_CERTIFICATE_LIFETIME:
+        raise Invalid("invalid certificate expiry: it must be one hour or more")
+    return spec
+
+
+def update(tx: Transaction, version: int, spec: SwarmSpec, now: float) -> Cluster:
+    """Replace the settings."""
+    cluster = tx.cluster
+    if version != cluster.version:
+        raise OutOfSequence(OUT_OF_SEQUENCE)
+    return tx.put(msgspec.structs.replace(cluster, spec=check_spec(spec), updated=now))
+
+
+def rotate_tokens(tx: Transaction, now: float, *, worker: bool, manager: bool) -> Cluster:
+    """New tokens; the old ones admit nobody from now on."""
+    cluster = tx.cluster
+    return tx.put(
+        msgspec.structs.replace(
+            cluster,
+            worker_token=pki.new_token(cluster.ca_cert) if worker else cluster.worker_token,
+            manager_token=pki.new_token(cluster.ca_cert) if manager else cluster.manager_token,
+            updated=now,
+        )
+    )

@@ -1,0 +1,202 @@
+"""Refusing bad input before anything is written: pure checks that raise `Invalid`, `Conflict` or `Unsupported`.
+
+Names, limits and texts follow Docker's, since tools match on them; `api/` adds the control plane's prefixes.
+"""
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from hivemesh.control import constraints
+from hivemesh.model.errors import Conflict, Invalid, NotFound, Unsupported
+from hivemesh.model.network import Network
+from hivemesh.model.service import (
+    ContainerSpec,
+    EndpointSpec,
+    NetworkAttachmentConfig,
+    PortConfig,
+    ResourceLimits,
+    Service,
+    ServiceSpec,
+    TaskSpec,
+    UpdateConfig,
+)
+from hivemesh.store.tables import View
+
+NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
+NAME_LENGTH = 63
+MAX_REPLICAS = 10_000
+"""Of one service. An overlay subnet has fewer addresses; a slip of the finger should not fill the store."""
+MIN_NANO_CPUS = 1_000_000
+MIN_MEMORY = 4 << 20
+PREDEFINED = ("bridge", "host", "none", "default")
+
+
+def name(text: str, what: str) -> None:
+    """The rule for names of services, networks and the cluster."""
+    if not text:
+        raise Invalid(f"{what} name must be provided")
+    if len(text) > NAME_LENGTH or not NAME.fullmatch(text):
+        raise Invalid(
+            f"invalid {what} name {text!r}: use letters, digits, - and _, at most {NAME_LENGTH} characters, beginning "
+            "and ending with a letter or digit"
+        )
+
+
+def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) -> ServiceSpec:
+    """`spec` with its networks as ids. `current` is the service being updated."""
+    name(spec.name, "service")
+    for other in view.all(Service):
+        if other.spec.name == spec.name and (current is None or other.id != current.id):
+            raise Conflict(f"name conflicts with an existing object: service {spec.name} already exists")
+    if not 0 <= spec.replicas <= MAX_REPLICAS:
+        raise Invalid(f"Replicas: {spec.replicas} is out of range: use 0 to {MAX_REPLICAS}")
+    _template(spec.task_template)
+    _update(spec.update_config, "UpdateConfig")
+    _update(spec.rollback_config, "RollbackConfig")
+    _endpoint(spec.endpoint_spec)
+    _free_ports(view, spec.endpoint_spec, current)
+    networks = tuple(_networks(view, spec.task_template.networks))
+    return msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=networks))
+
+
+def _template(template: TaskSpec) -> None:
+    _container(template.container_spec)
+    for limits, what in (
+        (template.resources.limits, "Resources.Limits"),
+        (template.resources.reservations, "Resources.Reservations"),
+    ):
+        if limits is not None:
+            _resources(limits, what)
+    policy = template.restart_policy
+    for value, field in ((policy.delay, "Delay"), (policy.window, "Window"), (policy.max_attempts, "MaxAttempts")):
+        if value < 0:
+            raise Invalid(f"TaskSpec: restart-{field.lower()} cannot be negative")
+    if template.placement.max_replicas < 0:
+        raise Invalid("Placement: MaxReplicas cannot be negative")
+    for text in template.placement.constraints:
+        constraints.parse(text)
+
+
+def _container(container: ContainerSpec) -> None:
+    if not container.image:
+        raise Invalid("ContainerSpec: image reference must be provided")
+    if re.search(r"[\s\x00-\x1f]", container.image) or container.image.startswith("-"):
+        raise Invalid(f'ContainerSpec: "{container.image}" is not a valid repository/tag')
+    for variable in container.env:
+        if not variable.partition("=")[0] or "\0" in variable:
+            raise Invalid(f"ContainerSpec: invalid environment variable {variable!r}: expected NAME=value")
+    if container.stop_grace_period < 0:
+        raise Invalid("ContainerSpec: stop-grace-period cannot be negative")
+    targets = set()
+    for mount in container.mounts:
+        if not mount.target:
+            raise Invalid("ContainerSpec: mount target must be provided")
+        if mount.target in targets:
+            raise Invalid(f"ContainerSpec: duplicate mount point: {mount.target}")
+        targets.add(mount.target)
+        if mount.type == "bind" and not mount.source.startswith("/"):
+            raise Invalid(f"ContainerSpec: the source of bind mount {mount.target} must be an absolute path")
+
+
+def _resources(limits: ResourceLimits, what: str) -> None:
+    if limits.nano_cpus and limits.nano_cpus < MIN_NANO_CPUS:
+        raise Invalid(f"{what}: invalid cpu value {limits.nano_cpus / 1e9:g}: Must be at least {MIN_NANO_CPUS / 1e9:g}")
+    if limits.memory_bytes and limits.memory_bytes < MIN_MEMORY:
+        raise Invalid(f"{what}: invalid memory value {limits.memory_bytes}: Must be at least 4MiB")
+    if limits.pids < 0:
+        raise Invalid(f"{what}: invalid pids value {limits.pids}: must not be negative")
+
+
+def _update(config: UpdateConfig | None, what: str) -> None:
+    if config is None:
+        return
+    for value, field in ((config.parallelism, "parallelism"), (config.delay, "delay"), (config.monitor, "monitor")):
+        if value < 0:
+            raise Invalid(f"{what}: {field} cannot be negative")
+    if not 0 <= config.max_failure_ratio <= 1:
+        raise Invalid(f"{what}: update-maxfailureratio cannot be less than 0 or bigger than 1")
+    if config.order != "stop-first":
+        raise Unsupported(f"{what}: order {config.order} is not supported yet: use stop-first")
+    if config.failure_action != "pause" or config.max_failure_ratio:
+        raise Unsupported(
+            f"{what}: failure action {config.failure_action} with ratio {config.max_failure_ratio:g} is not supported "
+            "yet: use pause with ratio 0"
+        )
+
+
+def _endpoint(endpoint: EndpointSpec) -> None:
+    published = set()
+    for port in endpoint.ports:
+        if not 1 <= port.target_port <= 65535:
+            raise Invalid(f"EndpointSpec: target port {port.target_port} is out of range: use 1 to 65535")
+        if not 0 <= port.published_port <= 65535:
+            raise Invalid(f"EndpointSpec: published port {port.published_port} is out of range: use 1 to 65535")
+        if port.protocol == "sctp":
+            raise Unsupported("EndpointSpec: protocol sctp is not supported yet: use tcp or udp")
+        if endpoint.mode == "dnsrr" and port.publish_mode == "ingress":
+            raise Invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
+        if port.published_port:
+            if (port.protocol, port.published_port) in published:
+                raise Invalid("EndpointSpec: duplicate published ports provided")
+            published.add((port.protocol, port.published_port))
+    unnamed = [
+        (port.protocol, port.target_port, port.publish_mode) for port in endpoint.ports if not port.published_port
+    ]
+    if len(set(unnamed)) < len(unnamed):
+        raise Invalid("EndpointSpec: duplicate ports without a published port provided")
+
+
+def _free_ports(view: View, endpoint: EndpointSpec, current: Service | None) -> None:
+    """An ingress port belongs to one service on every node; host ports of two services the scheduler keeps apart."""
+    wanted = [port for port in endpoint.ports if port.published_port]
+    if any(port.publish_mode == "ingress" for port in endpoint.ports) and ingress(view) is None:
+        raise Invalid(
+            "service needs ingress network, but no ingress network is present: make one with "
+            "`network create --driver overlay --ingress NAME`"
+        )
+    if not wanted:
+        return
+    for other in view.all(Service):
+        if current is not None and other.id == current.id:
+            continue
+        taken = {(port.protocol, port.published_port, port.publish_mode) for port in _ports_of(other)}
+        for port in wanted:
+            if (port.protocol, port.published_port, "ingress") in taken:
+                raise Invalid(
+                    f"port '{port.published_port}' is already in use by service '{other.spec.name}' ({other.id}) as an "
+                    "ingress port"
+                )
+            if port.publish_mode == "ingress" and (port.protocol, port.published_port, "host") in taken:
+                raise Invalid(
+                    f"port '{port.published_port}' is already in use by service '{other.spec.name}' ({other.id}) as a "
+                    "host-published port"
+                )
+
+
+def _ports_of(service: Service) -> Iterable[PortConfig]:
+    return (*service.spec.endpoint_spec.ports, *service.ports)
+
+
+def _networks(view: View, attachments: Iterable[NetworkAttachmentConfig]) -> Iterable[NetworkAttachmentConfig]:
+    seen = set()
+    for attachment in attachments:
+        found = view.get(Network, attachment.target) or next(
+            (network for network in view.all(Network) if network.spec.name == attachment.target), None
+        )
+        if found is None and attachment.target in PREDEFINED:
+            raise Unsupported(f"network {attachment.target} is not supported for services: use an overlay network")
+        if found is None:
+            raise NotFound(f"network {attachment.target} not found")
+        if found.spec.ingress:
+            raise Invalid(f"Service cannot be explicitly attached to the ingress network {found.spec.name!r}")
+        if found.id in seen:
+            raise Invalid(f"network {found.spec.name} is given twice")
+        seen.add(found.id)
+        yield msgspec.structs.replace(attachment, target=found.id)
+
+
+def ingress(view: View) -> Network | None:
+    """The network that carries published-port traffic."""
+    return next((network for network in view.all(Network) if network.spec.ingress), None)
