@@ -114,7 +114,8 @@ def load(data_dir: Path) -> Identity | None:
         ca = (data_dir / CERTIFICATES / "ca.pem").read_text()
         identity = Identity(data_dir, facts, ca)
         identity.validity()
-    except (msgspec.MsgspecError, OSError, Invalid) as error:
+        identity.client_context()  # certificate, key and CA are readable and belong together
+    except (msgspec.MsgspecError, OSError, ValueError, Invalid) as error:
         raise Invalid(
             f"the identity of this node under {data_dir} is damaged ({error}): leave the swarm with "
             "`swarm leave --force` and join again"
