@@ -10,7 +10,8 @@ from hivemesh import pki
 from hivemesh.control import allocator
 from hivemesh.control.services import OUT_OF_SEQUENCE
 from hivemesh.ipam import pools as arithmetic
-from hivemesh.model.addr import Prefix, parse_prefix
+from hivemesh.model import ids
+from hivemesh.model.addr import Address, Prefix, parse_prefix
 from hivemesh.model.cluster import (
     CLUSTER_NAME,
     DEFAULT_DATA_PATH_PORT,
@@ -20,10 +21,11 @@ from hivemesh.model.cluster import (
     SwarmSpec,
 )
 from hivemesh.model.errors import Conflict, Invalid, OutOfSequence
-from hivemesh.model.ids import ClusterID, NetworkID
+from hivemesh.model.ids import ClusterID, NetworkID, NodeID
 from hivemesh.model.network import INGRESS, Network, NetworkSpec
-from hivemesh.model.node import Node
+from hivemesh.model.node import Node, NodeDescription, NodeSpec
 from hivemesh.store.tables import Tables, Transaction, View
+from hivemesh.wire.engine import SwarmInit
 
 SMALLEST_SUBNET = 29
 """Docker's limit for `--default-addr-pool-mask-length`."""
@@ -32,68 +34,73 @@ MIN_CERTIFICATE_LIFETIME = 3600 * 1_000_000_000
 
 
 def initial_objects(
+    request: SwarmInit,
     *,
-    cluster_id: ClusterID,
-    node: Node,
-    ca_cert: str,
-    ca_key: str,
+    authority: pki.Authority,
+    node_id: NodeID,
+    addr: Address,
+    vtep: Address,
+    manager_addr: str,
     worker_token: str,
     manager_token: str,
+    hostname: str,
     now: float,
-    new_id: Callable[[], str],
-    spec: SwarmSpec | None = None,
-    pools: Sequence[str] = (),
-    subnet_size: int = 0,
-    data_path_port: int = 0,
     routes: Iterable[Prefix] = (),
+    new_id: Callable[[], str] = ids.new_id,
 ) -> tuple[Cluster, Node, Network]:
     """The cluster, its first node (with its ingress address) and the ingress network of a new swarm.
 
-    `pools`, `subnet_size` and `data_path_port` are as the user gave them, empty or 0 for the defaults; `routes` are the
-    host's. Raises `Invalid` for what cannot be.
+    `routes` are the host's, `manager_addr` is host:port. Raises `Invalid` for what was asked and cannot be.
     """
-    spec = spec or SwarmSpec()
-    spec = check_spec(msgspec.structs.replace(spec, name=spec.name or CLUSTER_NAME))
-    size = subnet_size or DEFAULT_SUBNET_SIZE
-    cluster = Cluster(
-        id=cluster_id,
-        spec=spec,
-        created=now,
-        updated=now,
-        pools=choose_pools(pools, size, routes),
-        subnet_size=size,
-        pool6=local_pool6(),
-        data_path_port=check_data_path_port(data_path_port),
-        ca_cert=ca_cert,
-        ca_key=ca_key,
-        worker_token=worker_token,
-        manager_token=manager_token,
-    )
+    size = request.subnet_size or DEFAULT_SUBNET_SIZE
     tx = Transaction(View())
-    tx.put(cluster)
-    tx.put(node)
-    network = tx.put(
-        Network(id=NetworkID(new_id()), spec=NetworkSpec(name=INGRESS, ingress=True), created=now, updated=now)
+    cluster = tx.put(
+        Cluster(
+            id=ClusterID(new_id()),
+            spec=check_spec(msgspec.structs.replace(request.spec, name=request.spec.name or CLUSTER_NAME)),
+            created=now,
+            updated=now,
+            pools=choose_pools(request.default_addr_pool, size, routes),
+            subnet_size=size,
+            pool6=local_pool6(),
+            data_path_port=check_data_path_port(request.data_path_port),
+            ca_cert=authority.certificate,
+            ca_key=authority.key,
+            worker_token=worker_token,
+            manager_token=manager_token,
+        )
     )
+    tx.put(
+        Node(
+            id=node_id,
+            spec=NodeSpec(role="manager", availability=request.availability),
+            created=now,
+            updated=now,
+            description=NodeDescription(hostname=hostname),
+            vtep=vtep,
+            addr=str(addr),
+            manager_addr=manager_addr,
+        )
+    )
+    network = Network(id=NetworkID(new_id()), spec=NetworkSpec(name=INGRESS, ingress=True), created=now, updated=now)
+    tx.put(network)
     allocator.allocate(tx, now, new_id, allocator.Cursors())
-    granted, first = tx.get(Network, network.id), tx.get(Node, node.id)
-    assert granted is not None
-    assert first is not None
-    if granted.error:
-        raise Invalid(f"no free pool: {granted.error}; choose others with --default-addr-pool")
-    return cluster, first, granted
+    ingress, node = tx.get(Network, network.id), tx.get(Node, node_id)
+    assert ingress is not None
+    assert node is not None
+    if ingress.error:
+        raise Invalid(f"no free pool: {ingress.error}; choose others with --default-addr-pool")
+    return cluster, node, ingress
 
 
-async def found(tables: Tables, objects: tuple[Cluster, Node, Network]) -> None:
+async def found(tables: Tables, objects: Iterable[Cluster | Node | Network]) -> None:
     """Write the initial objects, in one commit. Raises `Conflict` when the store has a swarm already."""
 
     def begin(tx: Transaction) -> None:
         if tx.all(Cluster):
             raise Conflict("this data directory already holds a swarm: leave it first, or use an empty directory")
-        cluster, node, network = objects
-        tx.put(cluster)
-        tx.put(node)
-        tx.put(network)
+        for value in objects:
+            tx.put(value)
 
     await tables.update(begin)
 

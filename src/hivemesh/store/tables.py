@@ -21,6 +21,7 @@ log = logging.getLogger("hivemesh.store")
 T = TypeVar("T", Cluster, Node, Network, Service, Task)
 R = TypeVar("R")
 AnyObject = Cluster | Node | Network | Service | Task
+V = TypeVar("V", bound=AnyObject)
 
 PREFIX: dict[type[Any], str] = {
     Cluster: "cluster/",
@@ -121,9 +122,9 @@ class Transaction(View):
         kept = [task for task in found if task.id not in staged]
         return kept + [task for task in staged.values() if task is not None and belongs(task)]
 
-    def put(self, value: T) -> T:
+    def put(self, value: V) -> V:
         """Create or replace; putting what is there already changes nothing."""
-        kind = type(value)
+        kind: type[Any] = type(value)
         if self.get(kind, value.id) != value:
             self._staged[kind][value.id] = value
             self.edits += 1
