@@ -146,7 +146,6 @@ def test_two_tokens_differ_and_compare(authority: Authority) -> None:
 
 
 @given(st.text(max_size=100))
-def test_any_text_is_a_token_or_a_clear_error(text: str) -> None:
+def test_any_other_text_is_a_clear_error(text: str) -> None:
     with pytest.raises(Invalid, match="token"):
-        assert str(JoinToken.parse(text)) == text.strip()
-        raise Invalid("it was a token")
+        JoinToken.parse(text)
