@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
-from hivemesh.model.addr import Address, Interface
+from hivemesh.model.addr import Address, Interface, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Invalid
 
 VIRTUAL = ("hm_", "hm-", "docker", "br-", "veth", "podman", "cni", "virbr", "lo")
 """Links that other machines cannot reach us through: bridges and cables of container engines and of our own."""
+
+WILDCARDS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,32 +22,6 @@ class LocalAddress:
     address: Interface
 
 
-@dataclass(frozen=True, slots=True)
-class HostPort:
-    """Where something listens or can be reached; `host` is an address, a link's name, or empty."""
-
-    host: str
-    port: int
-
-
-def split_port(text: str, what: str, default: int = DEFAULT_LISTEN_PORT) -> HostPort:
-    """`eth0`, `eth0:2377`, `192.0.2.1:2377`, `fd00::1` or `[fd00::1]:2377`. Raises `Invalid`."""
-    text = text.strip()
-    host, port = text, ""
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise Invalid(f"invalid {what} {text!r}: expected [ADDRESS]:PORT")
-        port = rest[1:]
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if not port:
-        return HostPort(host, default)
-    if not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise Invalid(f"invalid {what} {text!r}: the port must be a number from 1 to 65535")
-    return HostPort(host, int(port))
-
-
 def choose_address(asked: str, what: str, local: Iterable[LocalAddress]) -> Address:
     """The address `asked` for (an address, a link, or nothing), with or without a port.
 
@@ -53,7 +29,7 @@ def choose_address(asked: str, what: str, local: Iterable[LocalAddress]) -> Addr
     `could not choose an IP address to advertise` are what Docker's CLI looks for to add its hint.
     """
     here = list(local)
-    host = split_port(asked, what).host
+    host = parse_host_port(asked, DEFAULT_LISTEN_PORT, what)[0] if asked.strip() else ""
     if not host:
         return _only_one([a for a in here if not a.link.startswith(VIRTUAL)])
     on_link = [a for a in here if a.link == host]
@@ -66,6 +42,14 @@ def choose_address(asked: str, what: str, local: Iterable[LocalAddress]) -> Addr
     raise Invalid(
         f"{what} {host} is neither an address nor an interface of this machine: use one of {known}",
     )
+
+
+def listen_address(asked: str, local: Iterable[LocalAddress]) -> str:
+    """`asked` as host:port with an address for the host: links are looked up, wildcards stay. Raises `Invalid`."""
+    host, port = parse_host_port(asked, DEFAULT_LISTEN_PORT, "listen address")
+    if host not in WILDCARDS:
+        host = str(choose_address(host, "listen address", local))
+    return host_port(host, port)
 
 
 def _only_one(candidates: list[LocalAddress]) -> Address:

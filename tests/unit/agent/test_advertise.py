@@ -2,7 +2,7 @@ from ipaddress import ip_interface
 
 import pytest
 
-from hivemesh.agent.advertise import HostPort, LocalAddress, choose_address, split_port
+from hivemesh.agent.advertise import LocalAddress, choose_address, listen_address
 from hivemesh.model.errors import Invalid
 
 
@@ -38,8 +38,8 @@ def test_machine_with_one_address_is_advertised_as_asked(asked: str, chosen: str
         ("", TWO, r"on different interfaces \(192.0.2.5 on eth0 and 203.0.113.5 on eth1\)"),
         ("eth0", machine("eth0=192.0.2.5/24", "eth0=192.0.2.6/24"), "multiple addresses on interface eth0"),
         ("", machine("lo=127.0.0.1/8"), "could not find the system's IP address"),
-        ("192.0.2.5:port", ONE, "port must be a number"),
-        ("[fd00::5", ONE, "expected \\[ADDRESS\\]:PORT"),
+        ("192.0.2.5:port", ONE, "expected host:port"),
+        ("[fd00::5", ONE, "expected host:port"),
     ],
 )
 def test_address_that_is_not_ours_or_not_clear_is_refused(asked: str, here: list[LocalAddress], words: str) -> None:
@@ -47,6 +47,8 @@ def test_address_that_is_not_ours_or_not_clear_is_refused(asked: str, here: list
         choose_address(asked, "advertise address", here)
 
 
-def test_port_is_split_from_its_host() -> None:
-    assert split_port("0.0.0.0:4000", "listen address") == HostPort("0.0.0.0", 4000)
-    assert split_port("fd00::5", "listen address") == HostPort("fd00::5", 2377)
+@pytest.mark.parametrize(
+    ("asked", "listens"), [("0.0.0.0:4000", "0.0.0.0:4000"), ("eth0", "192.0.2.5:2377"), ("[::]:1", "[::]:1")]
+)
+def test_listen_address_names_an_address_or_all_of_them(asked: str, listens: str) -> None:
+    assert listen_address(asked, ONE) == listens
