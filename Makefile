@@ -1,0 +1,34 @@
+# The commands of this project. `make lab` and `make test` install what is missing first.
+PYTHON := .venv/bin/python
+PATHS := src tests
+
+.PHONY: help setup check test lab down bench bench-peers lock
+
+help:
+	@echo 'make lab          three nodes on this machine, a published service, a tour; leaves them running'
+	@echo 'make down         stops that lab and removes all of it'
+	@echo 'make test         every check and every test'
+	@echo 'make check        formatting, lint, types'
+	@echo 'make setup        packages, virtual environment, commands (the above call it)'
+	@echo 'make bench        through the mesh against straight to the container; memory, idle CPU'
+	@echo 'make lock         resolve the dependencies anew'
+
+setup:
+	@scripts/setup
+
+check: setup
+	@.venv/bin/ruff format --check --quiet $(PATHS) || { echo 'run: .venv/bin/ruff format $(PATHS)'; exit 1; }
+	@.venv/bin/ruff check --quiet $(PATHS)
+	@.venv/bin/mypy
+
+test: check
+	@$(PYTHON) -m pytest
+
+lab: setup
+	@$(PYTHON) -m hivemesh.lab.tour
+
+down:
+	@.venv/bin/hivemesh lab down
+
+lock: setup
+	@scripts/lock
