@@ -1,0 +1,93 @@
+"""`hivemeshd`, also `hivemesh daemon`: the process that runs on every node."""
+
+import asyncio
+import contextlib
+import logging
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from hivemesh.config import DATA_DIR, RUN_DIR, SOCKET_NAME, DaemonConfig
+from hivemesh.model.errors import HivemeshError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command(
+    "daemon",
+    epilog="""\b
+Examples:
+  hivemeshd
+  hivemeshd --data-dir /srv/hivemesh --label rack=4
+  hivemeshd --engine process --process-image localhost/web="python3 -m http.server 80"
+""",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), default=DATA_DIR, show_default=True, help="Lasting state.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), default=RUN_DIR, show_default=True, help="State until reboot."
+)
+@click.option("--socket", type=click.Path(path_type=Path), help=f"The API's socket.  [default: RUN_DIR/{SOCKET_NAME}]")
+@click.option("--engine", type=click.Choice(["podman", "process"]), default="podman", show_default=True,
+              help="What runs tasks: containers, or commands of this host inside the task's network.")  # fmt: skip
+@click.option("--process-image", "images", multiple=True, metavar="NAME=COMMAND",
+              help="What the process engine runs for an image; may be repeated.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
+@click.option(
+    "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What to log, on stderr."
+)
+def main(
+    data_dir: Path,
+    run_dir: Path,
+    socket: Path | None,
+    engine: str,
+    images: tuple[str, ...],
+    labels: tuple[str, ...],
+    log_level: str,
+) -> None:
+    """Run this machine's part of a swarm, until SIGTERM; tasks and their network carry on without it."""
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    config = DaemonConfig(
+        data_dir=data_dir.absolute(),
+        run_dir=run_dir.absolute(),
+        socket=(socket or run_dir / SOCKET_NAME).absolute(),
+        engine=engine,
+        process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
+        labels=dict(_pairs(labels, "--label")),
+    )
+    try:
+        _run(config)
+    except* HivemeshError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise click.ClickException(str(error)) from None
+
+
+def _pairs(values: tuple[str, ...], option: str) -> list[tuple[str, str]]:
+    pairs = [tuple(value.split("=", 1)) for value in values]
+    for value, pair in zip(values, pairs, strict=True):
+        if len(pair) != 2 or not pair[0]:
+            raise click.UsageError(f"invalid {option} {value!r}: expected NAME=VALUE")
+    return [(pair[0], pair[1]) for pair in pairs]
+
+
+def _run(config: DaemonConfig) -> None:
+    import uvloop  # costs what a `--help` need not pay
+
+    from hivemesh.clock import SystemClock
+    from hivemesh.daemon import Daemon
+
+    async def serve() -> None:
+        running = asyncio.create_task(Daemon(config, SystemClock()).run())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, running.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+    uvloop.run(serve())

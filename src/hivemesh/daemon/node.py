@@ -1,0 +1,389 @@
+"""One machine's daemon: its API, its engine, and its place in a swarm."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hivemesh.agent import identity as identities
+from hivemesh.agent import join as membership
+from hivemesh.agent.advertise import choose_address, listen_address
+from hivemesh.agent.facts import describe, local_addresses, local_routes
+from hivemesh.agent.identity import Facts, Identity
+from hivemesh.agent.session import Session
+from hivemesh.agent.worker import Worker
+from hivemesh.api.local import LocalState, RemoteManager
+from hivemesh.api.server import ApiServer
+from hivemesh.clock import Clock
+from hivemesh.config import DaemonConfig
+from hivemesh.control import swarm
+from hivemesh.control.manager import Manager
+from hivemesh.daemon.manager import ManagerRole, store_directory
+from hivemesh.dataplane.apply import Applier
+from hivemesh.engine.api import Engine, EngineInfo
+from hivemesh.engine.podman import PodmanEngine
+from hivemesh.engine.process import ProcessEngine
+from hivemesh.engine.service import PodmanService
+from hivemesh.kernel.probe import missing
+from hivemesh.model.addr import Address, host_port, parse_host_port
+from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
+from hivemesh.model.errors import HivemeshError, Invalid, Unavailable
+from hivemesh.model.ids import NodeID, new_id
+from hivemesh.model.node import NodeDescription
+from hivemesh.pki import Authority, make_request, new_token
+from hivemesh.store.sqlite import SqliteStore
+from hivemesh.store.tables import Tables
+from hivemesh.wire.engine import SwarmInit, SwarmJoin
+
+log = logging.getLogger("hivemesh.daemon")
+
+ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
+NOT_IN = "This node is not part of a swarm"
+LAST_MANAGER = (
+    "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager "
+    "erases all current state of the swarm. Use `--force` to ignore this message."
+)
+SLOW = (
+    "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. "
+    'Use the "docker info" command to see the current swarm status of your node.'
+)
+START_TIMEOUT = 20.0
+"""Seconds `init` and `join` wait for the node to be usable (Docker's number)."""
+RESTART_DELAY = 1.0
+"""Seconds before the swarm's side is built again after it failed."""
+
+
+class Daemon:
+    """Implements the API's `LocalNode`."""
+
+    def __init__(self, config: DaemonConfig, clock: Clock) -> None:
+        self.clock = clock
+        self._config = config
+        self._service = PodmanService(config.run_dir)
+        self._engine = self._build_engine()
+        self._identity: Identity | None = None
+        self._role: ManagerRole | None = None
+        self._session: Session | None = None
+        self._worker: Worker | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._error = ""
+        self._changing = asyncio.Lock()  # init, join and leave exclude each other
+
+    async def run(self, ready: asyncio.Event | None = None) -> None:
+        """Serve until cancelled; packets, names and containers carry on without us."""
+        for lack in await asyncio.to_thread(missing):
+            log.warning("%s", lack)
+        self._config.data_dir.mkdir(mode=0o710, parents=True, exist_ok=True)
+        self._identity = identities.load(self._config.data_dir)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if self._identity is not None:
+                    self._start()
+                    await self._first_attempt()
+                tasks.create_task(ApiServer(self, self._config.socket).run(ready), name="api")
+        finally:
+            await self._stop()
+            await self._engine.close()
+            await self._service.close()
+
+    # --- what the API asks --------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return socket.gethostname()
+
+    @property
+    def state(self) -> LocalState:
+        if self._identity is None:
+            return "inactive"
+        if self._session is not None and self._session.state == "removed":
+            return "error"
+        if self.manager is None and self._session is not None and self._session.state == "connecting":
+            return "pending"
+        return "error" if self._error else "active"
+
+    @property
+    def error(self) -> str:
+        return self._error or (self._session.error if self._session else "")
+
+    @property
+    def node_id(self) -> NodeID | None:
+        return self._identity.facts.node_id if self._identity else None
+
+    @property
+    def node_addr(self) -> str:
+        return str(self._identity.facts.addr) if self._identity else ""
+
+    @property
+    def remote_managers(self) -> tuple[RemoteManager, ...]:
+        if self._identity is None:
+            return ()
+        if self.manager is not None:
+            nodes = self.manager.nodes()
+            return tuple(RemoteManager(addr=n.manager_addr, node_id=n.id) for n in nodes if n.manager_addr)
+        return tuple(RemoteManager(addr=addr) for addr in self._known_managers())
+
+    @property
+    def manager(self) -> Manager | None:
+        return self._role.manager if self._role else None
+
+    @property
+    def is_manager(self) -> bool:
+        return self._identity is not None and self._identity.facts.role == "manager"
+
+    @property
+    def data_dir(self) -> Path:
+        return self._config.data_dir
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return self._config.labels
+
+    async def engine_socket(self) -> Path | None:
+        return await self._service.ready() if self._config.engine == "podman" else None
+
+    async def engine_info(self) -> EngineInfo:
+        return await self._engine.info()
+
+    async def drift(self) -> list[str]:
+        return await self._worker.equal_to_plan() if self._worker else []
+
+    # --- joining and leaving ------------------------------------------------------------------------------------
+
+    async def init(self, request: SwarmInit) -> NodeID:
+        async with self._changing:
+            self._require_outside()
+            local = await asyncio.to_thread(local_addresses)
+            addr = choose_address(request.advertise_addr, "advertise address", local)
+            vtep = (
+                choose_address(request.data_path_addr, "data path address", local) if request.data_path_addr else addr
+            )
+            listen = listen_address(request.listen_addr, local)
+            identity = await self._found(request, addr, vtep, listen)
+            return await self._settle(identity)
+
+    async def join(self, request: SwarmJoin) -> None:
+        async with self._changing:
+            self._require_outside()
+            local = await asyncio.to_thread(local_addresses)
+            addr = choose_address(request.advertise_addr, "advertise address", local)
+            vtep = (
+                choose_address(request.data_path_addr, "data path address", local) if request.data_path_addr else addr
+            )
+            identity = await membership.join(
+                request.remote_addrs,
+                request.join_token,
+                data_dir=self.data_dir,
+                addr=addr,
+                vtep=vtep,
+                listen=listen_address(request.listen_addr, local),
+                availability=request.availability,
+                hostname=self.name,
+            )
+            await self._settle(identity)
+
+    async def leave(self, *, force: bool) -> None:
+        async with self._changing:
+            if self._identity is None:
+                raise Unavailable(NOT_IN)
+            if self.is_manager and not force:
+                raise Unavailable(LAST_MANAGER)
+            identity = self._identity
+            if not self.is_manager:
+                try:
+                    await membership.leave(identity)
+                except HivemeshError as error:
+                    if not force:
+                        raise Unavailable(f"{error}; leave all the same with --force") from error
+                    log.warning("leaving without telling the managers: %s", error)
+            worker = self._worker
+            await self._stop()
+            if worker is not None:
+                await worker.dissolve()
+            identities.forget(self.data_dir)
+            shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
+            self._identity = self._worker = None
+            self._error = ""
+
+    def _require_outside(self) -> None:
+        if self._identity is not None:
+            raise Unavailable(ALREADY)
+        if os.geteuid() != 0:
+            raise Unavailable("hivemeshd must run as root to be part of a swarm")
+        lacking = missing()
+        if lacking:
+            raise Unavailable("this machine cannot be part of a swarm: " + "; ".join(lacking))
+
+    async def _found(self, request: SwarmInit, addr: Address, vtep: Address, listen: str) -> Identity:
+        """A new swarm on disk: its state first, then this node's identity. Leaves nothing when it fails."""
+        node_id, now = NodeID(new_id()), self.clock.now()
+        manager_addr = host_port(str(addr), parse_host_port(listen, DEFAULT_LISTEN_PORT, "listen address")[1])
+        authority = await asyncio.to_thread(Authority.create, now)
+        objects = swarm.initial_objects(
+            request,
+            authority=authority,
+            node_id=node_id,
+            addr=addr,
+            vtep=vtep,
+            manager_addr=manager_addr,
+            worker_token=new_token(authority.certificate),
+            manager_token=new_token(authority.certificate),
+            hostname=self.name,
+            now=now,
+            routes=await asyncio.to_thread(local_routes),
+        )
+        directory = store_directory(self.data_dir)
+        shutil.rmtree(directory, ignore_errors=True)  # of an init that was interrupted before it had an identity
+        try:
+            store = await SqliteStore.open(directory)
+            try:
+                tables = Tables(store)
+                await tables.load()
+                await swarm.found(tables, objects)
+            finally:
+                await store.close()
+            cluster = objects[0]
+            csr = await asyncio.to_thread(make_request)
+            certificate = authority.sign(
+                csr.csr, node_id=node_id, cluster_id=cluster.id, role="manager", now=now, addresses=(addr,)
+            )
+            facts = Facts(
+                node_id=node_id,
+                cluster_id=cluster.id,
+                role="manager",
+                addr=addr,
+                vtep=vtep,
+                listen=listen,
+                managers=(manager_addr,),
+            )
+            return identities.create(
+                self.data_dir, facts, ca=authority.certificate, certificate=certificate, key=csr.key
+            )
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            identities.forget(self.data_dir)
+            raise
+
+    async def _settle(self, identity: Identity) -> NodeID:
+        """Start the swarm's side and wait until it works. When a new manager cannot start, the swarm is undone."""
+        self._identity = identity
+        self._start()
+        try:
+            await self._first_attempt()
+        except TimeoutError:
+            raise Unavailable(SLOW) from None
+        except HivemeshError:
+            await self._stop()
+            identities.forget(self.data_dir)
+            shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
+            self._identity, self._error = None, ""
+            raise
+        return identity.facts.node_id
+
+    # --- the swarm's side, which may be built several times -------------------------------------------------------
+
+    def _start(self) -> None:
+        self._ready = asyncio.Event()
+        self._running = asyncio.create_task(self._keep_running(), name="swarm")
+
+    async def _first_attempt(self) -> None:
+        """Until the node is usable. Raises what stopped it, or `TimeoutError`."""
+        assert self._running is not None
+        waiting = asyncio.create_task(self._ready.wait())
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await waiting
+        finally:
+            waiting.cancel()
+        if self._error:
+            raise Unavailable(self._error)
+
+    async def _stop(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._running
+        self._running = self._role = self._session = None
+
+    async def _keep_running(self) -> None:
+        while True:
+            try:
+                await self._run_swarm()
+                return  # removed from the swarm: the session's state says so
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                causes = _leaves(error)
+                self._error = "; ".join(str(cause) or type(cause).__name__ for cause in causes)
+                expected = all(isinstance(cause, HivemeshError) for cause in causes)
+                log.error("the swarm's side of this node failed: %s", self._error, exc_info=None if expected else error)
+                self._ready.set()
+            await self.clock.sleep(RESTART_DELAY)
+            self._ready = asyncio.Event()
+
+    async def _run_swarm(self) -> None:
+        identity = self._identity
+        assert identity is not None
+        async with asyncio.TaskGroup() as tasks:
+            if identity.facts.role == "manager":
+                self._role = ManagerRole(identity, self.clock)
+                serving = asyncio.Event()
+                tasks.create_task(self._role.run(serving), name="manager")
+                await serving.wait()
+            session = Session(
+                identity, assign=lambda view, revision: worker.assign(view, revision), describe=self._describe,
+                clock=self.clock,
+            )  # fmt: skip
+            worker = Worker(
+                port=session,
+                engine=self._engine,
+                applier=Applier(),
+                data_dir=self.data_dir,
+                vtep=identity.facts.vtep,
+                clock=self.clock,
+            )
+            self._session, self._worker = session, worker
+            working = tasks.create_task(worker.run(), name="worker")
+            connection = tasks.create_task(session.run(), name="session")
+            announcing = tasks.create_task(self._announce(session), name="announce")
+            await connection
+            working.cancel()
+            announcing.cancel()
+            if self._role is not None:
+                raise Unavailable(session.error or "this manager was removed from its own swarm")
+
+    async def _announce(self, session: Session) -> None:
+        if self._role is None and self._identity is not None and (self._identity.data_dir / "agent").is_dir():
+            self._ready.set()  # a worker that was here before works on without its managers
+        await session.ready()
+        self._error = ""
+        self._ready.set()
+
+    async def _describe(self) -> NodeDescription:
+        assert self._identity is not None
+        return await describe(self._engine, self._identity.facts.vtep, self.name, self.labels)
+
+    def _known_managers(self) -> Sequence[str]:
+        identity = self._session.identity if self._session else self._identity
+        return identity.facts.managers if identity else ()
+
+    def _build_engine(self) -> Engine:
+        build: dict[str, Callable[[], Engine]] = {
+            "podman": lambda: PodmanEngine(self._service),
+            "process": lambda: ProcessEngine(self._config.run_dir / "process", self._config.process_images),
+        }
+        if self._config.engine not in build:
+            raise Invalid(f"unknown engine {self._config.engine!r}: choose one of {', '.join(build)}")
+        return build[self._config.engine]()
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions inside a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
