@@ -69,7 +69,6 @@ def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
         "name": request.name,
         "image": image,
         "labels": request.labels,
-        "hostname": request.hostname,
         "netns": {"nsmode": "path", "value": request.netns},
         "env": dict(_variable(entry) for entry in spec.env),
         "httpproxy": False,  # the daemon's own proxy settings are no business of a container
@@ -92,6 +91,7 @@ def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
         except ValueError as error:
             raise EngineError(str(error)) from None
     optional = {
+        "hostname": request.hostname,  # else the engine's choice: the container's short id
         "user": spec.user,
         "groups": spec.groups,
         "work_dir": spec.dir,

@@ -60,11 +60,13 @@ class PodmanEngine:
         self._processes = Processes()
         self._session: aiohttp.ClientSession | None = None
         self._starts = asyncio.Semaphore(PARALLEL_STARTS)
+        self._info: EngineInfo | None = None
         self._references: dict[str, str] = {}  # image as asked for, to the name it has here
 
     async def info(self) -> EngineInfo:
-        answer = await self._call("GET", "/version")
-        return EngineInfo(name="podman", version=str(msgspec.json.decode(answer.body).get("Version", "")))
+        if self._info is None:
+            self._info = EngineInfo(name="podman", version=await self._service.version())
+        return self._info
 
     async def ensure_image(self, image: str) -> None:
         for reference in (image, docker_reference(image)):

@@ -1,7 +1,7 @@
 """A command of the host, run inside a sandbox: for labs, benchmarks and machines without an engine.
 
 It shares the machine's files, users and processes; only the network is the sandbox's own. Each "container" is a
-directory under the run directory:
+directory under a root of the engine's own:
 
     <id>/container    what was asked (MessagePack)
     <id>/pid          /proc/PID/stat of the process before it became the command: its id and start time name it for good
@@ -70,8 +70,8 @@ class _Seen:
 class ProcessEngine:
     """Implements `Engine`. `images` maps an image's name to a command; others name an executable."""
 
-    def __init__(self, run_dir: Path, images: Mapping[str, Sequence[str]] | None = None) -> None:
-        self._root = run_dir.absolute() / "process"
+    def __init__(self, root: Path, images: Mapping[str, Sequence[str]] | None = None) -> None:
+        self._root = root.absolute()
         self._images = {_short(name): tuple(command) for name, command in (images or {}).items()}
         self._processes = Processes()
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
 from hivemesh.engine.host import CONF, containers_conf, host_needs
@@ -18,6 +18,7 @@ from hivemesh.model.errors import Unavailable
 
 log = logging.getLogger("hivemesh.engine")
 
+NOT_INSTALLED = "podman is not installed: install it, or choose the engine `process`"
 IDLE = 60
 """Seconds without a connection after which the service ends."""
 START_TIMEOUT = 20.0
@@ -49,6 +50,15 @@ class PodmanService:
             if not await self._answers():
                 await self._start()
         return self.socket
+
+    async def version(self) -> str:
+        """Of Podman itself, asked without waking the service. Raises `Unavailable`."""
+        try:
+            asked = await asyncio.create_subprocess_exec(self._command, "--version", stdout=PIPE, stderr=DEVNULL)
+        except FileNotFoundError:
+            raise Unavailable(NOT_INSTALLED) from None
+        answer, _ = await asked.communicate()
+        return answer.decode().strip().rpartition(" ")[2]
 
     async def close(self) -> None:
         """End the service we started; containers carry on."""
@@ -86,7 +96,7 @@ class PodmanService:
                     stdin=DEVNULL, stdout=DEVNULL, stderr=stderr, env=self._environment, start_new_session=True,
                 )  # fmt: skip
             except FileNotFoundError:
-                raise Unavailable("podman is not installed: install it, or choose the engine `process`") from None
+                raise Unavailable(NOT_INSTALLED) from None
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT
         while not await self._answers():
             if self._process.returncode is not None:
