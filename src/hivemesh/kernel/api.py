@@ -76,13 +76,17 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A unicast route. `destination` of length 0 is the default route. Protocol 117 marks it as ours."""
+    """A unicast route, or (`local`) one that delivers here what comes in through `link`: RTN_LOCAL, table 255.
+
+    `destination` of length 0 is the default route. Protocol 117 marks it as ours.
+    """
 
     destination: Prefix
     link: str
     gateway: Address | None = None
     table: int = 254
     onlink: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,10 @@ class HostFacts:
     ra_interfaces: tuple[str, ...] = ()
     """Interfaces that learn addresses or routes from router advertisements (accept_ra 1). IPv6 forwarding would turn
     that off; the host's plan sets them to 2 (accept although forwarding)."""
+    keep_bridge_filter: bool = False
+    """Somebody on this machine (Kubernetes) needs bridged packets to pass iptables (br_netfilter). Else the host's plan
+    turns that off: it rewrites packets of our bridge before they are routed, and then ::1 and containers of this node
+    do not reach its published ports."""
 
     @property
     def overhead(self) -> int:

@@ -5,7 +5,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from hivemesh.dataplane.plan.facts import HostFacts, HostPort
 from hivemesh.dataplane.plan.names import GATEWAY_ALIAS, GATEWAY_BRIDGE, TABLE
-from hivemesh.kernel.api import HOST, Bridge, LinkAddress, NamespacePlan, Neighbor
+from hivemesh.kernel.api import HOST, Bridge, LinkAddress, NamespacePlan, Neighbor, Route
 from hivemesh.model.addr import Address, mac_of
 from hivemesh.wire.control import PublishItem
 from hivemesh.wire.nft import (
@@ -42,6 +42,9 @@ from hivemesh.wire.nft import (
     verdict,
 )
 
+LOOPBACK6 = IPv6Network("::1/128")
+LOCAL_TABLE = 255
+
 _KEY = ("inet_proto", "inet_service")
 _BEFORE_OTHERS = 10
 """How much earlier than the usual nat priorities our chains run: the first nat chain that decides wins, and what Docker
@@ -65,6 +68,8 @@ def plan_host(
         # replies to 127.0.0.1 come in from the bridge
         f"net/ipv4/conf/{GATEWAY_BRIDGE}/route_localnet": "1",
     }
+    if not facts.keep_bridge_filter:
+        sysctls |= {f"net/bridge/bridge-nf-call-{what}": "0" for what in ("iptables", "ip6tables")}
     for interface in facts.ra_interfaces:
         sysctls[f"net/ipv6/conf/{interface}/accept_ra"] = "2"
     # The bridge's MAC would be the lowest of its ports' and change as containers come and go
@@ -78,6 +83,9 @@ def plan_host(
         neighbors=frozenset(
             Neighbor(link=GATEWAY_BRIDGE, address=a.ip, mac=ingress_mac) for a in (facts.ingress4, facts.ingress6)
         ),
+        # Replies to ::1 come in from the bridge, and the kernel looks such an address up for that interface only (there is
+        # no route_localnet in IPv6): without this route they are unreachable. Its metric is below the one of lo.
+        routes=frozenset({Route(destination=LOOPBACK6, link=GATEWAY_BRIDGE, table=LOCAL_TABLE, local=True)}),
         sysctls=sysctls,
         tables=(_table(facts, publishes, host_ports, vteps, vxlan_port),),
     )
@@ -198,7 +206,7 @@ def _as_node(facts: HostFacts) -> tuple[Rule, ...]:
     rules = []
     for node, gateway, family, inside in (
         (facts.node_v4, facts.gateway4, IPV4, (IPv4Network("127.0.0.0/8"), facts.gateway4.network)),
-        (facts.node_v6, facts.gateway6, IPV6, (IPv6Network("::1/128"), facts.gateway6.network)),
+        (facts.node_v6, facts.gateway6, IPV6, (LOOPBACK6, facts.gateway6.network)),
     ):
         shown = node or gateway.ip
         rules += [Rule(exprs=(*match_source(prefix), immediate(shown.packed), snat(family, 0))) for prefix in inside]
