@@ -234,7 +234,7 @@ def _ports(tx: Transaction, service: Service, cursors: Cursors) -> tuple[PortCon
     chosen = {_open(port): port for port in service.ports}
     if all(_is_settled(port) or (_open(port) in chosen and chosen[_open(port)].published_port) for port in asked):
         return tuple(port if _is_settled(port) else chosen[_open(port)] for port in asked)
-    used = {
+    used: set[tuple[str, int]] = {
         (port.protocol, port.published_port)
         for other in tx.all(Service)
         for port in (*other.spec.endpoint_spec.ports, *other.ports)

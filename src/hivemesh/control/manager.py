@@ -30,6 +30,20 @@ RETRY = 1.0
 """Seconds until the loops try again after the store refused."""
 
 
+def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: allocator.Cursors) -> float | None:
+    """All passes until nothing changes. Returns when there is something to do again, in unix seconds, if known."""
+    for _ in range(ROUNDS):
+        before = tx.edits
+        wake = orchestrator.orchestrate(tx, now, new_id)
+        allocator.allocate(tx, now, new_id, cursors)
+        scheduler.schedule(tx, now)
+        reaper.reap(tx)
+        if tx.edits == before:
+            return wake
+    log.warning("the control loops did not come to rest in %d rounds; going on after this commit", ROUNDS)
+    return now
+
+
 class Manager:
     """What users can do to the cluster. Look-ups take a full id, an exact name or the beginning of an id."""
 
@@ -69,16 +83,7 @@ class Manager:
         return 0
 
     def _converge(self, tx: Transaction) -> None:
-        now = self._clock.now()
-        for _ in range(ROUNDS):
-            before = tx.edits
-            self._wake = orchestrator.orchestrate(tx, now, self._new_id)
-            allocator.allocate(tx, now, self._new_id, self._cursors)
-            scheduler.schedule(tx, now)
-            reaper.reap(tx)
-            if tx.edits == before:
-                return
-        log.warning("the control loops did not come to rest in %d rounds; going on after this commit", ROUNDS)
+        self._wake = converge(tx, self._clock.now(), self._new_id, self._cursors)
 
     async def _change(self, change: Callable[[Transaction, float], T]) -> T:
         """Intent, then the passes, in one commit; returns the object as committed (or as it was when removed)."""

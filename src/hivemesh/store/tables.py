@@ -66,6 +66,15 @@ class View:
         """The tasks assigned to a node, dead ones included."""
         return list(self._by_node.get(node, {}).values())
 
+    def adopt(self, transaction: "Transaction", revision: int) -> None:
+        """Take over what a transaction on this very view staged, now that it is committed as `revision`."""
+        for kind, identifier, _, value in list(transaction.staged()):
+            if value is None:
+                self._unset(kind, identifier)
+            else:
+                self._set(msgspec.structs.replace(value, version=revision))
+        self.revision = revision
+
     def _set(self, value: Any) -> None:
         self._unset(type(value), value.id)
         self._objects[type(value)][value.id] = value
@@ -243,11 +252,7 @@ class Tables:
         """Our own commit, without a round through the watch, unless an earlier one of somebody else is missing."""
         if revision != self.view.revision + 1:
             return
-        for kind, identifier, _, value in list(transaction.staged()):
-            if value is None:
-                self.view._unset(kind, identifier)
-            else:
-                self.view._set(msgspec.structs.replace(value, version=revision))
+        self.view.adopt(transaction, revision)
         self._advance(
             tuple(Event(change.key, change.value if isinstance(change, Put) else None, revision) for change in changes)
         )
