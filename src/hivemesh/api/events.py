@@ -106,7 +106,8 @@ class Hub:
             return
         self._manager = manager
         view = manager.tables.view
-        self._seen = {PREFIX[kind] + value.id: value for kind in KINDS.values() for value in view.all(kind)}
+        present: list[Watched] = [*view.all(Service), *view.all(Node), *view.all(Network)]
+        self._seen = {PREFIX[type(value)] + value.id: value for value in present}
         manager.tables.on_commit(lambda events: self._committed(manager, events))
 
     def _committed(self, manager: "Manager", events: Iterable[Event]) -> None:

@@ -13,7 +13,7 @@ import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -110,7 +110,9 @@ async def engine_errors() -> AsyncIterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorError as error:
-        raise Unavailable(f"the engine's API cannot be reached: {error.os_error.strerror}; is podman running?") from error
+        raise Unavailable(
+            f"the engine's API cannot be reached: {error.os_error.strerror}; is podman running?"
+        ) from error
     except (aiohttp.ClientError, asyncio.IncompleteReadError) as error:
         raise Unavailable(f"the engine's API broke off: {error or type(error).__name__}; try again") from error
 
@@ -251,7 +253,7 @@ def _take_over(request: web.Request) -> tuple[asyncio.StreamReader, asyncio.Stre
     loop, transport = asyncio.get_running_loop(), request.transport
     if transport is None:
         raise ConnectionResetError("the client is gone")
-    transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
+
     reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
     protocol = _Taken(reader, request.protocol)
     transport.set_protocol(protocol)

@@ -309,7 +309,7 @@ def network_containers(value: Network, here: Node | None, tasks: Iterable[Task])
 
 
 def network_services(
-    value: Network, services: Iterable[Service], tasks: Iterable[Task], nodes: Mapping[str, Node]
+    value: Network, services: Iterable[Service], tasks: Iterable[Task], nodes: Mapping[NodeID, Node]
 ) -> Json:
     """`Services` of `network inspect --verbose`: who is on the network, wherever it runs."""
     answer: Json = {}
@@ -317,7 +317,7 @@ def network_services(
     for found in tasks:
         for attachment in found.attachments:
             if attachment.network_id == value.id and found.serving:
-                node = nodes.get(found.node_id or "")
+                node = nodes.get(found.node_id) if found.node_id else None
                 by_service.setdefault(found.service_id, []).append(
                     {
                         "Name": found.name,

@@ -1,0 +1,141 @@
+"""`hivemesh network`: networks that span the swarm."""
+
+import click
+
+from hivemesh.cli import output, values
+from hivemesh.cli.session import asynchronous, each, filter_option, query
+from hivemesh.client import Client
+from hivemesh.model.errors import Invalid
+
+COLUMNS = {"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "Subnets": "SUBNETS"}
+
+
+@click.group()
+def network() -> None:
+    """Networks that span the swarm."""
+
+
+@network.command()
+@click.option("-d", "--driver", default="overlay", show_default=True, help="Driver of the network.")
+@click.option("--subnet", multiple=True, metavar="CIDR", help="Its addresses (one IPv4, one IPv6); default: chosen.")
+@click.option("--gateway", multiple=True, metavar="ADDR", help="Gateway of the subnet in the same place.")
+@click.option("--ip-range", multiple=True, metavar="CIDR", help="Part of the subnet to give addresses from.")
+@click.option("--ipv6", is_flag=True, help="Also give IPv6 addresses.")
+@click.option("--internal", is_flag=True, help="No way out of the network.")
+@click.option("--attachable", is_flag=True, help="Plain containers may be attached.")
+@click.option("--ingress", is_flag=True, help="This is the network of the routing mesh.")
+@click.option("-l", "--label", multiple=True, metavar="KEY=VALUE", help="Label; may be repeated.")
+@click.option("-o", "--opt", multiple=True, metavar="KEY=VALUE", help="Option of the driver; may be repeated.")
+@click.argument("name")
+@asynchronous
+async def create(
+    client: Client,
+    driver: str,
+    subnet: tuple[str, ...],
+    gateway: tuple[str, ...],
+    ip_range: tuple[str, ...],
+    ipv6: bool,
+    internal: bool,
+    attachable: bool,
+    ingress: bool,
+    label: tuple[str, ...],
+    opt: tuple[str, ...],
+    name: str,
+) -> None:
+    """Create a network.
+
+    \b
+    Examples:
+      hivemesh network create backend
+      hivemesh network create --subnet 10.9.0.0/24 --gateway 10.9.0.1 --ipv6 backend
+    """
+    if max(len(gateway), len(ip_range)) > len(subnet):
+        raise Invalid("--gateway and --ip-range each need a --subnet that they belong to")
+    config = []
+    for index, prefix in enumerate(subnet):
+        entry = {"Subnet": prefix}
+        if index < len(gateway):
+            entry["Gateway"] = gateway[index]
+        if index < len(ip_range):
+            entry["IPRange"] = ip_range[index]
+        config.append(entry)
+    answer = await client.post(
+        "/networks/create",
+        {
+            "Name": name,
+            "Driver": driver,
+            "EnableIPv6": ipv6,
+            "IPAM": {"Driver": "default", "Config": config},
+            "Internal": internal,
+            "Attachable": attachable,
+            "Ingress": ingress,
+            "Labels": values.pairs(label),
+            "Options": values.options(opt, "option"),
+        },
+    )
+    click.echo(answer["Id"])
+
+
+@network.command("ls")
+@filter_option
+@output.quiet_option
+@output.format_option
+@asynchronous
+async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -> None:
+    """List the networks: the swarm's and, beside them, the engine's.
+
+    \b
+    Examples:
+      hivemesh network ls
+      hivemesh network ls --filter driver=overlay
+    """
+    found = await client.get("/networks", query(filters))
+    if quiet:
+        output.ids(value["Id"] for value in found)
+        return
+    found.sort(key=lambda value: value["Name"])
+    rows = [
+        {
+            "ID": value["Id"] if form == "json" else value["Id"][:12],
+            "Name": value["Name"],
+            "Driver": value["Driver"],
+            "Scope": value["Scope"],
+            "Subnets": ", ".join(entry.get("Subnet", "") for entry in (value.get("IPAM") or {}).get("Config") or []),
+        }
+        for value in found
+    ]
+    output.rows(COLUMNS, rows, form)
+
+
+@network.command()
+@click.option("-v", "--verbose", is_flag=True, help="Also the services and tasks on the network.")
+@click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
+@output.format_option
+@asynchronous
+async def inspect(client: Client, verbose: bool, networks: tuple[str, ...], form: str) -> None:
+    """Show all that is known of networks, as JSON.
+
+    \b
+    Examples:
+      hivemesh network inspect ingress
+    """
+    more = {"verbose": "true"} if verbose else None
+    output.document([await client.get(f"/networks/{ref}", more) for ref in networks], form)
+
+
+@network.command()
+@click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
+@asynchronous
+async def rm(client: Client, networks: tuple[str, ...]) -> None:
+    """Remove networks that no service uses.
+
+    \b
+    Examples:
+      hivemesh network rm backend
+    """
+
+    async def remove(ref: str) -> str:
+        await client.delete(f"/networks/{ref}")
+        return ref
+
+    await each(networks, remove)

@@ -1,0 +1,137 @@
+"""Commands about the daemon beside us: info, version, events; the daemon itself; shell completion."""
+
+from typing import Any
+
+import click
+
+import hivemesh
+from hivemesh.cli import output
+from hivemesh.cli.session import asynchronous, filter_option, query
+from hivemesh.client import Client
+from hivemesh.model.errors import HivemeshError
+
+
+@click.command()
+@output.format_option
+@asynchronous
+async def info(client: Client, form: str) -> None:
+    """Show this machine and its place in a swarm.
+
+    \b
+    Examples:
+      hivemesh info
+      hivemesh info --format json
+    """
+    value = await client.get("/info")
+    if form == "json":
+        output.document(value, form)
+        return
+    swarm = value["Swarm"]
+    lines: list[tuple[str, Any]] = [
+        ("Name", value["Name"]),
+        ("Version", value["ServerVersion"]),
+        ("Kernel", value["KernelVersion"]),
+        ("System", value["OperatingSystem"]),
+        ("CPUs", value["NCPU"]),
+        ("Memory", f"{value['MemTotal'] / 2**30:.1f} GiB"),
+        ("Containers", f"{value['ContainersRunning']} running, {value['Containers']} in all"),
+        ("Swarm", swarm["LocalNodeState"]),
+    ]
+    if swarm["LocalNodeState"] != "inactive":
+        lines += [("  Node", swarm["NodeID"]), ("  Address", swarm["NodeAddr"])]
+        lines += [("  Role", "manager" if swarm["ControlAvailable"] else "worker")]
+        lines += [("  Managers", ", ".join(known["Addr"] for known in swarm["RemoteManagers"] or []))]
+    if "Nodes" in swarm:
+        lines += [("  Nodes", f"{swarm['Nodes']}, managers {swarm['Managers']}")]
+        lines += [("  Address pools", ", ".join(swarm["Cluster"]["DefaultAddrPool"]))]
+    if swarm["Error"]:
+        lines += [("  Error", swarm["Error"])]
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        click.echo(f"{name:<{width}}   {text}")
+    for warning in value["Warnings"]:
+        click.echo(warning, err=True)
+
+
+@click.command()
+@output.format_option
+@asynchronous
+async def version(client: Client, form: str) -> None:
+    """Show the versions of this command and of the daemon.
+
+    \b
+    Examples:
+      hivemesh version
+    """
+    mine: dict[str, Any] = {"Client": {"Version": hivemesh.__version__}}
+    failure: HivemeshError | None = None
+    try:
+        mine["Server"] = await client.get("/version")
+    except HivemeshError as error:
+        failure = error
+    if form == "json":
+        output.document(mine, form)
+    else:
+        click.echo(f"Client   {hivemesh.__version__}")
+        if server := mine.get("Server"):
+            click.echo(f"Server   {server['Version']} (API {server['ApiVersion']}, at least {server['MinAPIVersion']})")
+            for part in server["Components"][1:]:
+                click.echo(f"Engine   {part['Name']} {part['Version']}")
+    if failure is not None:
+        raise failure
+
+
+@click.command()
+@filter_option
+@click.option("--since", default="", help="Also what happened since then (unix seconds).")
+@click.option("--until", default="", help="Stop then (unix seconds).")
+@output.format_option
+@asynchronous
+async def events(client: Client, filters: tuple[str, ...], since: str, until: str, form: str) -> None:
+    """Follow what changes in the swarm and in this machine's containers.
+
+    \b
+    Examples:
+      hivemesh events
+      hivemesh events --filter type=service
+    """
+    more = {key: value for key, value in (("since", since), ("until", until)) if value}
+    async for event in client.lines("/events", query(filters, **more)):
+        if form == "json":
+            output.document(event, form)
+            continue
+        actor = event["Actor"]
+        facts = ", ".join(f"{key}={value}" for key, value in sorted(actor["Attributes"].items()))
+        click.echo(f"{output.local_time(event['timeNano'])} {event['Type']} {event['Action']} {actor['ID']} ({facts})")
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def daemon(arguments: tuple[str, ...]) -> None:
+    """Run the daemon, as `hivemeshd` does; its options are those of `hivemeshd --help`."""
+    import sys
+
+    from hivemesh.cli import daemon as program
+
+    sys.argv = ["hivemeshd", *arguments]
+    program.main()
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    Examples:
+      source <(hivemesh completion bash)
+      hivemesh completion fish > ~/.config/fish/completions/hivemesh.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(ctx.find_root().command, {}, "hivemesh", "_HIVEMESH_COMPLETE").source())
