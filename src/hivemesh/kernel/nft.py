@@ -289,7 +289,7 @@ def _as_actual(table: Table) -> _Actual:
 
 def _same_rules(actual: list[wire.DumpedRule | Rule], wanted: tuple[Rule, ...]) -> bool:
     return len(actual) == len(wanted) and all(
-        a == w if isinstance(a, Rule) else wire.same_rule(a, w) for a, w in zip(actual, wanted, strict=True)
+        a is w or (a == w if isinstance(a, Rule) else wire.same_rule(a, w)) for a, w in zip(actual, wanted, strict=True)
     )
 
 

@@ -9,6 +9,7 @@ per connection; what follows is conntrack's.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from hivemesh.model.addr import Address
 from hivemesh.wire.control import PublishItem
@@ -59,7 +60,9 @@ def slots(publish: PublishItem, version: int) -> tuple[Address, ...]:
     return tuple(sorted(found, key=int))
 
 
-def _spread(publish: PublishItem, family: int, backends: str, count: int) -> Rule:
+@lru_cache(maxsize=4096)
+def _spread(service: str, family: int, backends: str, count: int) -> Rule:
+    """Equal for all ports of equal size, so that comparing two tables is mostly comparing identities."""
     # The slot goes through the packet mark: nft 1.0.6 aborts on listing numgen inside a concatenated key. The mark does
     # not leave the sandbox: crossing a veth into another namespace clears it.
     exprs: tuple[Expr, ...] = (
@@ -71,7 +74,7 @@ def _spread(publish: PublishItem, family: int, backends: str, count: int) -> Rul
         lookup(backends, 0, 0),
         dnat(family, 0),
     )
-    return Rule(exprs=exprs, comment=publish.service_name)
+    return Rule(exprs=exprs, comment=service)
 
 
 def mesh_table(publishes: Iterable[PublishItem], *, outside: str, overlay: str) -> Table:
@@ -91,7 +94,7 @@ def mesh_table(publishes: Iterable[PublishItem], *, outside: str, overlay: str) 
             for slot, address in enumerate(addresses):
                 backends[name][key + host_u32(slot)] = address.packed
             if addresses:
-                rules.append(_spread(publish, family, name, len(addresses)))
+                rules.append(_spread(publish.service_name, family, name, len(addresses)))
         if rules:
             chain = port_chain(publish.protocol, publish.port)
             ports[key] = Goto(chain)

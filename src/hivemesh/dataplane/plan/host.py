@@ -67,6 +67,8 @@ def plan_host(
         f"net/ipv4/conf/{GATEWAY_BRIDGE}/send_redirects": "0",
         # replies to 127.0.0.1 come in from the bridge
         f"net/ipv4/conf/{GATEWAY_BRIDGE}/route_localnet": "1",
+        # until duplicate address detection is over, a second or two, the bridge could not ask for a container's MAC
+        f"net/ipv6/conf/{GATEWAY_BRIDGE}/accept_dad": "0",
     }
     if not facts.keep_bridge_filter:
         sysctls |= {f"net/bridge/bridge-nf-call-{what}": "0" for what in ("iptables", "ip6tables")}
@@ -83,8 +85,8 @@ def plan_host(
         neighbors=frozenset(
             Neighbor(link=GATEWAY_BRIDGE, address=a.ip, mac=ingress_mac) for a in (facts.ingress4, facts.ingress6)
         ),
-        # Replies to ::1 come in from the bridge, and the kernel looks such an address up for that interface only (there is
-        # no route_localnet in IPv6): without this route they are unreachable. Its metric is below the one of lo.
+        # Replies to ::1 come in from the bridge, and the kernel looks such an address up for that interface only (IPv6
+        # has no route_localnet): without this route they are unreachable. lo's own has the better metric.
         routes=frozenset({Route(destination=LOOPBACK6, link=GATEWAY_BRIDGE, table=LOCAL_TABLE, local=True)}),
         sysctls=sysctls,
         tables=(_table(facts, publishes, host_ports, vteps, vxlan_port),),
