@@ -192,19 +192,16 @@ class Session:
         welcome = await self._receive(ws, manager, 2 * CONNECT_TIMEOUT)
         if not isinstance(welcome, Welcome):
             raise ConnectionError(f"the manager at {manager} did not begin with a welcome")
-        _give_up_after(ws, MISSED * welcome.heartbeat)
-        self.labels = welcome.labels
-        self.identity = self.identity.with_managers(welcome.managers)
         self._acks = []  # of another session's view
         complete = False
-        helpers = [
-            asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat"),
-            asyncio.create_task(self._watch_description(), name="description"),
-        ]
+        beat = self._heed(welcome, ws)
+        helpers = [asyncio.create_task(self._watch_description(), name="description")]
         try:
             while True:
                 frame = await self._receive(ws, manager, None)
                 if isinstance(frame, Welcome):
+                    beat.cancel()
+                    beat = self._heed(frame, ws)
                     continue
                 if isinstance(frame, Snapshot):
                     self.view = {key_of(item): item for item in frame.items}
@@ -227,11 +224,18 @@ class Session:
                     await self._become("ready", "")
                 self._assign(self.view, self.revision)
         finally:
-            for helper in helpers:
+            for helper in (beat, *helpers):
                 helper.cancel()
-            for outcome in await asyncio.gather(*helpers, return_exceptions=True):
+            for outcome in await asyncio.gather(beat, *helpers, return_exceptions=True):
                 if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
                     log.error("a part of the session failed", exc_info=outcome)
+
+    def _heed(self, welcome: Welcome, ws: aiohttp.ClientWebSocketResponse) -> "asyncio.Task[None]":
+        """Take over what the managers say of themselves and of this node; the heartbeat beats as they want it."""
+        _give_up_after(ws, MISSED * welcome.heartbeat)
+        self.labels = welcome.labels
+        self.identity = self.identity.with_managers(welcome.managers)
+        return asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat")
 
     async def _receive(self, ws: aiohttp.ClientWebSocketResponse, manager: str, timeout: float | None) -> FromManager:
         message = await ws.receive(timeout)
@@ -288,9 +292,9 @@ class Session:
 
     async def _beat(self, period: float) -> None:
         while True:
-            await self._clock.sleep(period * random.uniform(1 - JITTER, 1 + JITTER))
-            self._heartbeat_due = True
+            self._heartbeat_due = True  # at once too: the manager may count in a new, shorter period from now on
             self._wake.set()
+            await self._clock.sleep(period * random.uniform(1 - JITTER, 1 + JITTER))
 
     async def _watch_description(self) -> None:
         while True:

@@ -64,6 +64,7 @@ class Session:
         self.channel = channel
         self.wake = asyncio.Event()
         self.wake.set()
+        self.welcome: Welcome | None = None  # as last sent
         self._sent: NodeView | None = None  # what the agent has, or has in its socket
         self._frame = 0  # revision of the last frame sent
         self._acked = -1
@@ -134,13 +135,11 @@ class Dispatcher:
         hello = _decode(await anext(frames, b""))
         if not isinstance(hello, Hello):
             raise Invalid("the first frame of a session must be hello")
-        await self._welcome(node, hello, address)
-        known = self._tables.view.get(Node, node)
-        if known is None:
+        await self._record(node, hello, address)
+        if self._tables.view.get(Node, node) is None:
             raise Forbidden(f"node {node} is not a member of this swarm")
-        await channel.send(
-            codec.pack(Welcome(heartbeat=self._heartbeat(), managers=self._managers(), labels=dict(known.spec.labels)))
-        )
+        if self._revision < self._tables.view.revision:
+            self._refresh()
         session = Session(node, channel)
         before = self._sessions.get(node)
         self._sessions[node] = session
@@ -163,7 +162,7 @@ class Dispatcher:
         if session is not None:
             await session.channel.close(code, reason)
 
-    async def _welcome(self, node: NodeID, hello: Hello, address: str) -> None:
+    async def _record(self, node: NodeID, hello: Hello, address: str) -> None:
         self.monitor.heard(node)
         self.inbox.news(node, NodeNews(state="ready", description=hello.description, vtep=hello.vtep, addr=address))
         await self.inbox.flushed()
@@ -177,7 +176,7 @@ class Dispatcher:
             case Report():
                 self.inbox.reports(session.node, frame.tasks)
             case Hello():  # the machine changed its description
-                await self._welcome(session.node, frame, address)
+                await self._record(session.node, frame, address)
             case Heartbeat():
                 pass
 
@@ -191,6 +190,10 @@ class Dispatcher:
                 if view is None:
                     await session.channel.close(CLOSE_REMOVED, "the node was removed from the swarm")
                     return
+                welcome = self._welcome(session.node)
+                if welcome != session.welcome:
+                    session.welcome = welcome
+                    await session.channel.send(codec.pack(welcome))
                 frame = session.advance(view)
                 if frame is None:
                     self._settle()
@@ -281,8 +284,14 @@ class Dispatcher:
     def _heartbeat(self) -> float:
         return self._tables.view.cluster.spec.dispatcher.heartbeat_period / 1e9
 
-    def _managers(self) -> tuple[str, ...]:
-        return tuple(sorted(node.manager_addr for node in self._tables.view.all(Node) if node.manager_addr))
+    def _welcome(self, node: NodeID) -> Welcome:
+        store = self._tables.view
+        known = store.get(Node, node)
+        return Welcome(
+            heartbeat=self._heartbeat(),
+            managers=tuple(sorted(other.manager_addr for other in store.all(Node) if other.manager_addr)),
+            labels=dict(known.spec.labels) if known is not None else {},
+        )
 
     def _on_silent(self, node: NodeID) -> None:
         log.warning("node %s missed its heartbeats: it counts as down", node)

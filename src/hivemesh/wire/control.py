@@ -138,7 +138,7 @@ FromAgent = Hello | Ack | Report | Heartbeat
 
 
 class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
-    """The manager's answer to `Hello`."""
+    """The manager's answer to `Hello`, and again whenever something in it changes."""
 
     heartbeat: float  # seconds
     managers: tuple[str, ...]  # host:port of all managers

@@ -12,8 +12,9 @@ from port_rig import LOOPBACK, Swarm, eventually, open_swarm
 
 from hivemesh.agent.identity import load
 from hivemesh.agent.join import join, leave, renew
+from hivemesh.model.cluster import Dispatcher
 from hivemesh.model.errors import Forbidden, Invalid, Unavailable, Unsupported
-from hivemesh.model.node import Node
+from hivemesh.model.node import Node, NodeSpec
 from hivemesh.model.task import TaskState, TaskStatus
 from hivemesh.pki import MANAGER_NAME, client_context, new_token
 from hivemesh.wire import codec
@@ -223,6 +224,7 @@ async def test_removed_node_stops_and_says_why(tmp_path: Path) -> None:
         await swarm.tables.update(lambda tx: tx.delete(swarm.node(agent.node)))
         await eventually(lambda: agent.session.state == "removed")
         assert "removed from the swarm" in agent.session.error
+        await leave(agent.session.identity)  # nothing to tell any more, and no error
         again = await swarm.connect(agent.session.identity)
         assert again.session.state == "removed"
         assert "removed from this swarm" in again.session.error
@@ -247,6 +249,19 @@ async def test_renewed_certificate_replaces_the_old_one(tmp_path: Path) -> None:
         await agent.stop()
         again = await swarm.connect(agent.session.identity)
         assert again.session.state == "ready"
+
+
+async def test_changed_settings_and_labels_reach_the_agent(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        node, cluster = swarm.node(agent.node), swarm.cluster
+        spec = msgspec.structs.replace(cluster.spec, dispatcher=Dispatcher(heartbeat_period=100_000_000))
+        labelled = msgspec.structs.replace(node, spec=NodeSpec(labels={"disk": "ssd"}))
+        await swarm.tables.update(lambda tx: (tx.put(labelled), tx.put(msgspec.structs.replace(cluster, spec=spec))))
+        await eventually(lambda: agent.session.labels == {"disk": "ssd"})
+        await asyncio.sleep(1)  # ten of the new heartbeats
+        assert swarm.node(agent.node).state == "ready"
+        assert agent.session.error == ""
 
 
 async def test_second_session_of_a_node_takes_over(tmp_path: Path) -> None:
