@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -151,12 +152,7 @@ async def test_two_tables_on_one_store_follow_each_other_and_never_overwrite(sto
         await two.wait(1)
         for number in range(5):
             names = (f"one{number}", f"two{number}")
-            await asyncio.gather(
-                *(
-                    tables.update(lambda tx, name=name: add(name, tx))
-                    for tables, name in zip((one, two), names, strict=True)
-                )  # type: ignore[misc]
-            )
+            await asyncio.gather(*(t.update(partial(add, name)) for t, name in zip((one, two), names, strict=True)))
         revision = max(one.view.revision, two.view.revision)
         await one.wait(revision)
         await two.wait(revision)
