@@ -1,0 +1,106 @@
+"""Facts of this machine: for plans (`host_facts`), for managers (`describe`), for `swarm init` and `swarm join`.
+
+Finding them out only reads; it blocks for less than a millisecond.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+from hivemesh.agent.advertise import LocalAddress
+from hivemesh.dataplane.plan.facts import HostFacts
+from hivemesh.dataplane.plan.names import GATEWAY_BRIDGE
+from hivemesh.engine.api import Engine
+from hivemesh.kernel import machine
+from hivemesh.kernel.machine import HostAddress
+from hivemesh.model.addr import Address, Prefix, first_v4, first_v6
+from hivemesh.model.errors import HivemeshError, Unavailable
+from hivemesh.model.node import NodeDescription
+
+log = logging.getLogger("hivemesh.agent")
+
+GATEWAY_POOL = (
+    *(IPv4Network(f"172.{second}.0.0/16") for second in range(18, 32)),
+    IPv4Network("172.17.0.0/16"),
+    *(IPv4Network(f"192.168.{third}.0/20") for third in range(0, 256, 16)),
+)
+"""Docker's pools for local networks; 172.17.0.0/16 is docker0's, where Docker runs too."""
+
+
+def local_addresses() -> list[LocalAddress]:
+    """This machine's addresses, to choose one to advertise."""
+    return [LocalAddress(link=here.link, address=here.address) for here in machine.addresses()]
+
+
+def local_routes() -> list[Prefix]:
+    """Where this machine's packets already go; pools must keep clear of that."""
+    return [prefix for link, prefix in machine.routes() if link != GATEWAY_BRIDGE]
+
+
+def gather(vtep: Address) -> HostFacts:
+    """Raises `Unavailable` when the machine has lost its data path address."""
+    return host_facts(vtep, machine.addresses(), local_routes(), machine.learning_links())
+
+
+def host_facts(
+    vtep: Address, addresses: Sequence[HostAddress], routes: Iterable[Prefix], learning: Iterable[str]
+) -> HostFacts:
+    """Pure. The gateway bridge keeps the subnets it has; `routes` are those of other links."""
+    underlay = next((here for here in addresses if here.address.ip == vtep), None)
+    if underlay is None:
+        raise Unavailable(
+            f"this machine no longer has the data path address {vtep}: give it back, or leave the swarm and join again"
+        )
+    beside = tuple(
+        here.address for here in addresses if here.link == underlay.link and not here.address.ip.is_link_local
+    )
+    bridge = [here.address for here in addresses if here.link == GATEWAY_BRIDGE]
+    kept4 = next((address for address in bridge if isinstance(address, IPv4Interface)), None)
+    kept6 = next((address for address in bridge if isinstance(address, IPv6Interface)), None)
+    return HostFacts(
+        vtep=vtep,
+        vtep_mtu=underlay.mtu,
+        node_v4=vtep if isinstance(vtep, IPv4Address) else first_v4(beside),
+        node_v6=vtep if isinstance(vtep, IPv6Address) else first_v6(beside),
+        gateway4=kept4 or _free_gateway(routes),
+        gateway6=kept6 or _unique_local_gateway(vtep),
+        ra_interfaces=tuple(learning),
+    )
+
+
+async def describe(engine: Engine, vtep: Address, name: str, labels: Mapping[str, str]) -> NodeDescription:
+    """What managers are told. A machine whose engine fails says so by naming none."""
+    try:
+        info = await engine.info()
+        words, version = f"{info.name} {info.version}", info.version
+    except HivemeshError as error:
+        log.warning("the container engine does not answer: %s", error)
+        words = version = ""
+    underlay = next((here for here in machine.addresses() if here.address.ip == vtep), None)
+    return NodeDescription(
+        hostname=name,
+        architecture=os.uname().machine,
+        nano_cpus=(os.cpu_count() or 1) * 1_000_000_000,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        engine=words,
+        engine_version=version,
+        labels=dict(labels),
+        mtu=underlay.mtu if underlay else 1500,
+    )
+
+
+def _free_gateway(routes: Iterable[Prefix]) -> IPv4Interface:
+    taken = [route for route in routes if isinstance(route, IPv4Network) and route.prefixlen]
+    for pool in GATEWAY_POOL:
+        if not any(pool.overlaps(route) for route in taken):
+            return IPv4Interface((pool.network_address + 1, pool.prefixlen))
+    raise Unavailable("no free subnet for the gateway bridge: the host's routes cover all of Docker's local pools")
+
+
+def _unique_local_gateway(vtep: Address) -> IPv6Interface:
+    """An fd00::/8 prefix of the node's own (RFC 4193): 40 bits that a restart finds again."""
+    digest = hashlib.sha256(f"{GATEWAY_BRIDGE} {vtep}".encode()).digest()
+    network = IPv6Network((b"\xfd" + digest[:5] + bytes(10), 64))
+    return IPv6Interface((network.network_address + 1, network.prefixlen))
