@@ -1,6 +1,7 @@
 """Becoming a member of a swarm, staying one, and saying goodbye: a node's calls to a manager's cluster port."""
 
 import logging
+import os
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,8 +145,7 @@ async def _call(method: str, manager: str, path: str, context: ssl.SSLContext, b
     except aiohttp.ClientConnectorCertificateError as error:
         raise Unreachable(f"the manager at {manager} is not trusted: {error.certificate_error}") from None
     except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
-        reason = (error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else None) or str(error)
-        raise Unreachable(f"cannot reach the manager at {manager}: {reason}; {_hint(manager)}") from None
+        raise Unreachable(f"cannot reach the manager at {manager}: {reason_of(error)}; {_hint(manager)}") from None
     if status < 300:
         return answer
     try:
@@ -153,6 +153,16 @@ async def _call(method: str, manager: str, path: str, context: ssl.SSLContext, b
     except msgspec.MsgspecError:
         raise Unreachable(f"{manager} is no manager of a hivemesh swarm (it answers {status})") from None
     raise ERROR_OF.get(status, Unavailable)(message)
+
+
+def reason_of(error: Exception) -> str:
+    """What the operating system or TLS says, without the client library's own words."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        return str(cause) if isinstance(cause, ssl.SSLError) or not cause.errno else os.strerror(cause.errno)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
 
 
 def _hint(manager: str) -> str:

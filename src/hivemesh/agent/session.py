@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from hivemesh.agent.identity import Identity
-from hivemesh.agent.join import renew
+from hivemesh.agent.join import reason_of, renew
 from hivemesh.clock import Clock
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import TaskID
@@ -129,9 +129,9 @@ class Session:
         try:
             delay = FIRST_DELAY
             while True:
-                began = self._clock.now()
+                began, manager = self._clock.now(), random.choice(self.identity.facts.managers)
                 try:
-                    await self._connect(self._pick())
+                    await self._connect(manager)
                 except Removed as error:
                     await self._become("removed", str(error))
                     log.error("this node was removed from its swarm: %s", error)
@@ -140,7 +140,9 @@ class Session:
                     log.info("asking for a new snapshot: %s", error)
                     delay = FIRST_DELAY
                 except (aiohttp.ClientError, OSError, TimeoutError, HivemeshError, msgspec.MsgspecError) as error:
-                    reason = str(error) or type(error).__name__
+                    reason = (
+                        f"{manager}: {reason_of(error)}" if isinstance(error, aiohttp.ClientError) else reason_of(error)
+                    )
                     if reason != self.error:
                         log.warning("no session with a manager: %s", reason)
                     await self._become(self.state, reason)
@@ -153,9 +155,6 @@ class Session:
             await asyncio.gather(renewal, return_exceptions=True)
 
     # --- one connection -----------------------------------------------------------------------------------------
-
-    def _pick(self) -> str:
-        return random.choice(self.identity.facts.managers)
 
     async def _connect(self, manager: str) -> None:
         """One session, to its end. Always raises, or is cancelled."""
@@ -311,13 +310,18 @@ class Session:
             issued = start + BACKDATED
             due = issued + (end - issued) * random.uniform(*RENEW_AT)
             await self._clock.sleep(max(0.0, due - self._clock.now()))
-            try:
-                await renew(self.identity)
-                log.info("renewed the certificate of this node")
-            except HivemeshError as error:
+            while not await self._renewed():
                 left = end - self._clock.now()
-                log.warning("cannot renew the certificate, valid for %d hours more: %s", left / 3600, error)
                 await self._clock.sleep(min(max(left / 10, RENEW_RETRY[0]), RENEW_RETRY[1]))
+
+    async def _renewed(self) -> bool:
+        try:
+            await renew(self.identity)
+        except HivemeshError as error:
+            log.warning("cannot renew the certificate of this node yet: %s", error)
+            return False
+        log.info("renewed the certificate of this node")
+        return True
 
     async def _become(self, state: State, error: str) -> None:
         async with self._changed:
