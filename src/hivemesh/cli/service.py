@@ -1,0 +1,333 @@
+"""`hivemesh service`: what the swarm runs."""
+
+import asyncio
+from typing import Any
+
+import click
+
+from hivemesh.cli import output, progress, servicespec, tasks, values
+from hivemesh.cli.servicespec import shared_options
+from hivemesh.cli.session import asynchronous, each, filter_option, query
+from hivemesh.client import Client
+from hivemesh.model.errors import Invalid
+
+COLUMNS = {"ID": "ID", "Name": "NAME", "Mode": "MODE", "Replicas": "REPLICAS", "Image": "IMAGE", "Ports": "PORTS"}
+
+detach_option = click.option("-d", "--detach", is_flag=True, help="Return at once instead of waiting for the tasks.")
+still_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+
+
+@click.group()
+def service() -> None:
+    """Services: what the swarm runs."""
+
+
+@service.command(context_settings={"allow_interspersed_args": False})
+@click.option("--name", default="", help="Name of the service (default: one is made up).")
+@click.option(
+    "--mode", type=click.Choice(["replicated", "global"]), default="replicated", help="How many, or one per node."
+)
+@shared_options
+@click.option(
+    "-p", "--publish", multiple=True, metavar="PORT", help="8080:80, 53:53/udp, or published=8080,target=80,mode=host."
+)
+@click.option("--network", multiple=True, metavar="NETWORK", help="Network to attach the tasks to; may be repeated.")
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Environment variable; may be repeated.")
+@click.option("-l", "--label", multiple=True, metavar="KEY=VALUE", help="Label of the service; may be repeated.")
+@click.option("--container-label", multiple=True, metavar="KEY=VALUE", help="Label of the containers; may be repeated.")
+@click.option("--constraint", multiple=True, metavar="EXPR", help="node.labels.disk==ssd, node.role!=manager, ...")
+@click.option("--mount", multiple=True, metavar="MOUNT", help="type=bind,source=/data,target=/data,readonly")
+@click.option("--group", multiple=True, metavar="GROUP", help="Further group of the user; may be repeated.")
+@click.option("--host", "extra_host", multiple=True, metavar="NAME:ADDR", help="Line for /etc/hosts; may be repeated.")
+@click.option("--cap-add", multiple=True, metavar="CAP", help="Capability to add; may be repeated.")
+@click.option("--cap-drop", multiple=True, metavar="CAP", help="Capability to drop; may be repeated.")
+@click.option("--sysctl", multiple=True, metavar="KEY=VALUE", help="Kernel setting of the container; may be repeated.")
+@detach_option
+@still_option
+@click.argument("image")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@asynchronous
+async def create(
+    client: Client,
+    /,
+    name: str,
+    mode: str,
+    publish: tuple[str, ...],
+    network: tuple[str, ...],
+    env: tuple[str, ...],
+    label: tuple[str, ...],
+    container_label: tuple[str, ...],
+    constraint: tuple[str, ...],
+    mount: tuple[str, ...],
+    group: tuple[str, ...],
+    extra_host: tuple[str, ...],
+    cap_add: tuple[str, ...],
+    cap_drop: tuple[str, ...],
+    sysctl: tuple[str, ...],
+    detach: bool,
+    quiet: bool,
+    image: str,
+    args: tuple[str, ...],
+    **shared: Any,
+) -> None:
+    """Run IMAGE as a service. What follows the image is handed to its program.
+
+    \b
+    Examples:
+      hivemesh service create --name web --replicas 2 --publish 8080:80 localhost/whoami
+      hivemesh service create --name db --network backend --constraint node.labels.disk==ssd postgres:16
+      hivemesh service create --publish published=53,target=53,protocol=udp,mode=host my/dns -v
+    """
+    if mode == "global" and shared["replicas"] is not None:
+        raise Invalid("--replicas is for replicated services; a global one has a task on each node")
+    spec: dict[str, Any] = {
+        "Name": name,
+        "Labels": values.pairs(label),
+        "Mode": {"Global": {}} if mode == "global" else {"Replicated": {"Replicas": 1}},
+        "TaskTemplate": {
+            "ContainerSpec": {
+                "Image": image,
+                "Args": list(args),
+                "Env": list(env),
+                "Labels": values.pairs(container_label),
+                "Mounts": [values.mount(text) for text in mount],
+                "Groups": list(group),
+                "Hosts": [_host_line(text) for text in extra_host],
+                "CapabilityAdd": list(cap_add),
+                "CapabilityDrop": list(cap_drop),
+                "Sysctls": values.options(sysctl, "sysctl"),
+            },
+            "Networks": [values.network(text) for text in network],
+            "Placement": {"Constraints": list(constraint)},
+        },
+        "EndpointSpec": {"Ports": servicespec.published(publish)},
+    }
+    servicespec.apply_shared(spec, shared)
+    identifier = (await client.post("/services/create", spec))["ID"]
+    click.echo(identifier)
+    if not detach:
+        await progress.converge(client, identifier, quiet=quiet)
+
+
+def _host_line(text: str) -> str:
+    name, separator, address = text.partition(":")
+    if not separator or not name or not address:
+        raise Invalid(f"invalid host {text!r}: write name:address")
+    return f"{address} {name}"
+
+
+@service.command("ls")
+@filter_option
+@output.quiet_option
+@output.format_option
+@asynchronous
+async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -> None:
+    """List the services.
+
+    \b
+    Examples:
+      hivemesh service ls
+      hivemesh service ls --filter name=web --format json
+    """
+    found = await client.get("/services", query(filters, status="true"))
+    if quiet:
+        output.ids(value["ID"] for value in found)
+        return
+    found.sort(key=lambda value: value["Spec"]["Name"])
+    output.rows(COLUMNS, [_row(value, form) for value in found], form)
+
+
+def _row(value: dict[str, Any], form: str) -> dict[str, Any]:
+    status = value["ServiceStatus"]
+    most = value["Spec"]["TaskTemplate"]["Placement"].get("MaxReplicas")
+    ports = [port for port in value["Endpoint"]["Ports"] if port["PublishMode"] == "ingress"]
+    return {
+        "ID": value["ID"] if form == "json" else value["ID"][:12],
+        "Name": value["Spec"]["Name"],
+        "Mode": "replicated",
+        "Replicas": f"{status['RunningTasks']}/{status['DesiredTasks']}" + (f" (max {most} per node)" if most else ""),
+        "Image": value["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"],
+        "Ports": ", ".join(f"*:{port['PublishedPort']}->{port['TargetPort']}/{port['Protocol']}" for port in ports),
+    }
+
+
+@service.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@output.format_option
+@asynchronous
+async def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
+    """Show all that is known of services, as JSON.
+
+    \b
+    Examples:
+      hivemesh service inspect web
+    """
+    found = [await client.get(f"/services/{ref}", {"insertDefaults": "true"}) for ref in services]
+    output.document(found, form)
+
+
+@service.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@filter_option
+@output.quiet_option
+@output.format_option
+@asynchronous
+async def ps(client: Client, services: tuple[str, ...], filters: tuple[str, ...], quiet: bool, form: str) -> None:
+    """List the tasks of services, with what went wrong.
+
+    \b
+    Examples:
+      hivemesh service ps web
+      hivemesh service ps --filter desired-state=running web
+    """
+    await tasks.show(client, query((*filters, *(f"service={ref}" for ref in services))), quiet, form)
+
+
+@service.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@asynchronous
+async def rm(client: Client, services: tuple[str, ...]) -> None:
+    """Remove services and their tasks.
+
+    \b
+    Examples:
+      hivemesh service rm web
+    """
+
+    async def remove(ref: str) -> str:
+        await client.delete(f"/services/{ref}")
+        return ref
+
+    await each(services, remove)
+
+
+@service.command()
+@detach_option
+@still_option
+@click.argument("targets", nargs=-1, required=True, metavar="SERVICE=REPLICAS...")
+@asynchronous
+async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, ...]) -> None:
+    """Change how many tasks services have.
+
+    \b
+    Examples:
+      hivemesh service scale web=5
+      hivemesh service scale web=5 db=1
+    """
+    wanted = {}
+    for text in targets:
+        ref, equals, count = text.rpartition("=")
+        if not equals or not ref or not count.isdecimal():
+            raise Invalid(f"invalid scale {text!r}: write SERVICE=REPLICAS, replicas being 0 or more")
+        wanted[ref] = int(count)
+    identifiers: list[str] = []
+
+    async def change(ref: str) -> str:
+        value = await client.get(f"/services/{ref}")
+        spec = value["Spec"]
+        spec["Mode"] = {"Replicated": {"Replicas": wanted[ref]}}
+        await client.post(f"/services/{value['ID']}/update", spec, {"version": value["Version"]["Index"]})
+        identifiers.append(value["ID"])
+        return f"{ref} scaled to {wanted[ref]}"
+
+    try:
+        await each(wanted, change)
+    finally:
+        if not detach:
+            await asyncio.gather(*(progress.converge(client, identifier, quiet=quiet) for identifier in identifiers))
+
+
+@service.command(context_settings={"allow_interspersed_args": True})
+@click.option("--image", help="Another image.")
+@click.option("--args", "arguments", metavar="TEXT", help="Other arguments for the program (split at spaces).")
+@click.option("--force", is_flag=True, help="Replace the tasks even if nothing changed.")
+@click.option("--rollback", is_flag=True, help="Return to the specification before the last update.")
+@shared_options
+@click.option("--publish-add", multiple=True, metavar="PORT", help="Publish a port; may be repeated.")
+@click.option("--publish-rm", multiple=True, metavar="TARGET", help="Unpublish a target port; may be repeated.")
+@click.option("--network-add", multiple=True, metavar="NETWORK", help="Attach to a network; may be repeated.")
+@click.option("--network-rm", multiple=True, metavar="NETWORK", help="Detach from a network; may be repeated.")
+@click.option("--env-add", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated.")
+@click.option("--env-rm", multiple=True, metavar="NAME", help="Remove a variable; may be repeated.")
+@click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; may be repeated.")
+@click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; may be repeated.")
+@click.option("--container-label-add", multiple=True, metavar="KEY=VALUE", help="Set a container label.")
+@click.option("--container-label-rm", multiple=True, metavar="KEY", help="Remove a container label.")
+@click.option("--constraint-add", multiple=True, metavar="EXPR", help="Add a constraint; may be repeated.")
+@click.option("--constraint-rm", multiple=True, metavar="EXPR", help="Remove a constraint; may be repeated.")
+@detach_option
+@still_option
+@click.argument("ref", metavar="SERVICE")
+@asynchronous
+async def update(
+    client: Client,
+    /,
+    image: str | None,
+    arguments: str | None,
+    force: bool,
+    rollback: bool,
+    publish_add: tuple[str, ...],
+    publish_rm: tuple[str, ...],
+    network_add: tuple[str, ...],
+    network_rm: tuple[str, ...],
+    env_add: tuple[str, ...],
+    env_rm: tuple[str, ...],
+    label_add: tuple[str, ...],
+    label_rm: tuple[str, ...],
+    container_label_add: tuple[str, ...],
+    container_label_rm: tuple[str, ...],
+    constraint_add: tuple[str, ...],
+    constraint_rm: tuple[str, ...],
+    detach: bool,
+    quiet: bool,
+    ref: str,
+    **shared: Any,
+) -> None:
+    """Change a service; tasks are replaced where they must be.
+
+    \b
+    Examples:
+      hivemesh service update --image localhost/whoami:2 web
+      hivemesh service update --publish-add 8443:443 --env-add DEBUG=1 web
+      hivemesh service update --rollback web
+    """
+    value = await client.get(f"/services/{ref}")
+    spec, where = value["Spec"], {"version": value["Version"]["Index"]}
+    if rollback:
+        where["rollback"] = "previous"
+    else:
+        template = spec["TaskTemplate"]
+        container = template["ContainerSpec"]
+        if image:
+            container["Image"] = image
+        if arguments is not None:
+            container["Args"] = arguments.split()
+        if force:
+            template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
+        servicespec.apply_shared(spec, shared)
+        container["Env"] = servicespec.changed_env(container.get("Env") or (), env_add, env_rm)
+        container["Labels"] = servicespec.changed_labels(
+            container.get("Labels"), container_label_add, container_label_rm
+        )
+        spec["Labels"] = servicespec.changed_labels(spec.get("Labels"), label_add, label_rm)
+        placement = template["Placement"]
+        constraints = placement.get("Constraints") or ()
+        placement["Constraints"] = servicespec.changed_list(constraints, constraint_add, constraint_rm, "constraint")
+        endpoint = spec["EndpointSpec"]
+        left = servicespec.without_ports(endpoint.get("Ports") or (), publish_rm)
+        endpoint["Ports"] = left + servicespec.published(publish_add)
+        template["Networks"] = await _networks(client, template.get("Networks") or [], network_add, network_rm)
+    await client.post(f"/services/{value['ID']}/update", spec, where)
+    click.echo(ref)
+    if not detach:
+        await progress.converge(client, value["ID"], quiet=quiet)
+
+
+async def _networks(
+    client: Client, before: list[dict[str, Any]], add: tuple[str, ...], remove: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """A service names its networks by id, users by name."""
+    if remove:
+        gone = {(await client.get(f"/networks/{ref}"))["Id"] for ref in remove}
+        before = [network for network in before if network["Target"] not in gone]
+    return before + [values.network(text) for text in add]
