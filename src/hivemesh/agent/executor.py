@@ -1,0 +1,282 @@
+"""One task from its assignment to its end: sandbox, image, container, process, and back.
+
+    ACCEPTED  PREPARING  READY  STARTING  RUNNING  then COMPLETE, FAILED or SHUTDOWN; REJECTED before STARTING
+
+What stays true
+- The sandbox is wired before the container's first instruction.
+- A process gets its stop signal only when the task is released (every live node sends its connections elsewhere) or
+  when the task is gone from the view: see `TaskItem`.
+- States only move forward, also over restarts of the daemon: a container that runs is adopted as it is.
+- A task that ended keeps its container, for its logs, until the managers forget the task.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from hivemesh.agent.request import container_request
+from hivemesh.clock import Clock
+from hivemesh.engine.api import ContainerInfo, Engine
+from hivemesh.model.errors import HivemeshError
+from hivemesh.model.ids import TaskID
+from hivemesh.model.service import PortConfig
+from hivemesh.model.task import Task, TaskState, TaskStatus
+from hivemesh.wire.control import TaskItem
+
+log = logging.getLogger("hivemesh.executor")
+
+RETRY_FIRST, RETRY_LAST = 0.5, 30.0
+"""Seconds between attempts to stop or remove what the engine does not let go, doubled each time."""
+UNKNOWN_EXIT = -1
+
+T = TypeVar("T")
+
+
+class Sandboxes(Protocol):
+    """Who builds and removes the sandbox of a task."""
+
+    async def attach(self, task: Task) -> str:
+        """The path of the task's namespace, once it is wired. Raises `HivemeshError`."""
+        ...
+
+    async def detach(self, task: TaskID) -> None:
+        """Remove the sandbox; already gone is fine."""
+        ...
+
+    def host_ports(self, task: Task) -> tuple[PortConfig, ...]:
+        """The task's host-mode ports with real numbers; `attach` was called."""
+        ...
+
+    def report(self, task: TaskID, status: TaskStatus) -> None: ...
+
+
+class _Stop(Exception):
+    """The task should end, and nothing runs that must be stopped first."""
+
+
+class Executor:
+    """Owns one task. Its owner calls `update` with each new view's item, and `vanish` when there is none any more."""
+
+    def __init__(
+        self,
+        item: TaskItem,
+        *,
+        engine: Engine,
+        sandboxes: Sandboxes,
+        clock: Clock,
+        hostname: str,
+        found: ContainerInfo | None = None,
+    ) -> None:
+        """`found` is the task's container, left by an earlier daemon."""
+        self._item = item
+        self._engine = engine
+        self._sandboxes = sandboxes
+        self._clock = clock
+        self._hostname = hostname
+        self._found = found
+        self._container = found.id if found else item.task.status.container_id
+        self._status = item.task.status
+        self._gone = False
+        self._lost = ""  # why the sandbox cannot be used any more
+        self._wake = asyncio.Event()
+
+    @property
+    def task(self) -> Task:
+        return self._item.task
+
+    @property
+    def dead(self) -> bool:
+        """Nothing of the task runs any more."""
+        return self._status.state.dead
+
+    def update(self, item: TaskItem) -> None:
+        self._item = item
+        self._gone = False
+        self._wake.set()
+
+    def vanish(self) -> None:
+        """The managers forgot the task: nothing of it shall remain. `run` ends when that is done."""
+        self._gone = True
+        self._wake.set()
+
+    def lose_sandbox(self, why: str) -> None:
+        """Somebody removed the namespace under the container: it can only be replaced."""
+        self._lost = why
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until nothing of the task is left. Cancelling leaves the container running, for the next daemon."""
+        if not self._status.state.dead:
+            await self._live()
+        elif self._found and self._found.state == "running":  # the managers gave it up while we were away
+            await self._insist(self._stop, "stop")
+        await self._until(lambda: self._gone)
+        await self._insist(self._remove, "remove")
+
+    # --- the way of a task ----------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        found = self._found
+        try:
+            if found and found.state == "running":
+                await self._adopt(found)
+            elif self._status.state > TaskState.STARTING or (found and found.state == "exited"):
+                self._end_unseen(found)
+                return
+            else:
+                await self._begin()
+            await self._follow()
+        except _Stop:
+            self._say(TaskState.SHUTDOWN, "shutdown")
+        except HivemeshError as error:
+            failed = self._status.state >= TaskState.STARTING
+            log.warning("task %s: %s", self.task.name, error)
+            self._say(TaskState.FAILED if failed else TaskState.REJECTED, self._status.message, err=str(error))
+        finally:
+            if self._status.state.dead:
+                await self._sandboxes.detach(self.task.id)
+
+    async def _begin(self) -> None:
+        """From nothing to a running process."""
+        if self._may_stop():
+            raise _Stop
+        self._say(TaskState.ACCEPTED, "accepted")
+        self._say(TaskState.PREPARING, "preparing")
+        spec = self.task.spec.container_spec
+        # What takes long can be given up half-way
+        netns = await self._unless_stopped(self._prepare(spec.image))
+        # What is short runs to its end, so that we know the container's id
+        self._container = await self._engine.create(container_request(self.task, netns, self._hostname))
+        self._say(TaskState.READY, "prepared")
+        await self._until(lambda: self._may_stop() or self.task.desired >= TaskState.RUNNING)
+        if self._may_stop():
+            raise _Stop
+        self._say(TaskState.STARTING, "starting")
+        try:
+            info = await self._engine.start(self._container)
+        except HivemeshError as error:
+            raise type(error)(f"starting container failed: {error}") from error
+        self._say(TaskState.RUNNING, "started", pid=info.pid)
+
+    async def _prepare(self, image: str) -> str:
+        """Sandbox and image at the same time; the path of the sandbox's namespace."""
+        wiring = asyncio.ensure_future(self._sandboxes.attach(self.task))
+        try:
+            await self._engine.ensure_image(image)
+            return await wiring
+        finally:
+            wiring.cancel()
+            await asyncio.gather(wiring, return_exceptions=True)
+
+    async def _adopt(self, found: ContainerInfo) -> None:
+        try:
+            await self._sandboxes.attach(self.task)
+        except HivemeshError as error:  # the container runs and may well be reachable: repairing goes on elsewhere
+            log.warning("task %s: its sandbox cannot be brought in order: %s", self.task.name, error)
+        if self._status.state != TaskState.RUNNING or self._status.container_id != found.id:
+            self._say(TaskState.RUNNING, "started", pid=found.pid)
+        log.info("task %s: adopted its container %s", self.task.name, found.id[:12])
+
+    def _end_unseen(self, found: ContainerInfo | None) -> None:
+        """The process ended while nobody looked."""
+        if found and found.state == "exited":
+            self._finish(found.exit_code)
+        else:
+            words = "the container is gone: the machine was restarted, or somebody removed it"
+            self._say(TaskState.FAILED, "started", err=words, exit_code=UNKNOWN_EXIT)
+
+    async def _follow(self) -> None:
+        """Until the process ends, by itself or because it should."""
+        ending = asyncio.ensure_future(self._engine.wait(self._container))
+        try:
+            stopping = asyncio.ensure_future(self._until(lambda: self._may_stop() or bool(self._lost)))
+            await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if ending.done():
+                self._finish(await ending)
+                return
+            await self._insist(self._stop, "stop")
+            code = await ending
+            if self._lost:
+                self._say(TaskState.FAILED, "started", err=self._lost, exit_code=code)
+            else:
+                self._say(TaskState.SHUTDOWN, "shutdown", exit_code=code)
+        finally:
+            ending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, HivemeshError):
+                await ending
+
+    def _finish(self, code: int) -> None:
+        """The process ended by itself."""
+        if code == 0:
+            self._say(TaskState.COMPLETE, "finished")
+        else:
+            words = f"task: non-zero exit ({code})" if code != UNKNOWN_EXIT else "task: ended, and nobody saw how (-1)"
+            self._say(TaskState.FAILED, "started", err=words, exit_code=code)
+
+    async def _stop(self) -> None:
+        spec = self.task.spec.container_spec
+        await self._engine.stop(self._container, spec.stop_signal, spec.stop_grace_period / 1e9)
+
+    async def _remove(self) -> None:
+        await self._sandboxes.detach(self.task.id)
+        if self._container:
+            await self._engine.remove(self._container)
+
+    # --- waiting and telling --------------------------------------------------------------------------------------
+
+    def _may_stop(self) -> bool:
+        if self._gone:
+            return True
+        ran = self._status.state >= TaskState.STARTING
+        return self.task.desired > TaskState.RUNNING and (self._item.released or not ran)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, given up when the task should stop. Raises `_Stop` then."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._until(self._may_stop))
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise _Stop
+            return await working
+        finally:
+            for future in (working, stopping):
+                future.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    async def _insist(self, work: Callable[[], Awaitable[None]], what: str) -> None:
+        """Repeat until it succeeds."""
+        delay = RETRY_FIRST
+        while True:
+            try:
+                await work()
+                return
+            except (HivemeshError, OSError) as error:
+                log.warning("task %s: cannot %s it, trying again in %g s: %s", self.task.name, what, delay, error)
+            await self._clock.sleep(delay)
+            delay = min(2 * delay, RETRY_LAST)
+
+    def _say(self, state: TaskState, message: str, *, err: str = "", pid: int = 0, exit_code: int = 0) -> None:
+        if state < self._status.state:
+            return
+        open_ports = TaskState.STARTING <= state <= TaskState.RUNNING
+        self._status = TaskStatus(
+            timestamp=self._clock.now(),
+            state=state,
+            message=message,
+            err=err,
+            container_id=self._container,
+            pid=pid,
+            exit_code=exit_code,
+            ports=self._sandboxes.host_ports(self.task) if open_ports else (),
+        )
+        log.debug("task %s: %s %s", self.task.name, state.name, err)
+        self._sandboxes.report(self.task.id, self._status)

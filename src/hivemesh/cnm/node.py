@@ -1,0 +1,142 @@
+"""Which namespaces this node should have, and what is in each: the node's view turned into plans. Pure.
+
+Plans are remembered together with what they were made of. A view that changes one thing makes one or two plans anew;
+all others are the very same objects as before, which is how the caller knows that there is nothing to do for them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hivemesh.dataplane.plan.facts import GatewayLease, HostFacts, HostPort
+from hivemesh.dataplane.plan.host import plan_host
+from hivemesh.dataplane.plan.ingress import plan_ingress
+from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, overlay_namespace, sandbox_namespace
+from hivemesh.dataplane.plan.overlay import plan_overlay
+from hivemesh.dataplane.plan.sandbox import plan_sandbox
+from hivemesh.kernel.api import HOST, NamespacePlan
+from hivemesh.model.addr import Address
+from hivemesh.model.cluster import DEFAULT_DATA_PATH_PORT
+from hivemesh.model.ids import NetworkID, TaskID
+from hivemesh.model.service import PortConfig
+from hivemesh.model.task import Task
+from hivemesh.wire.control import NetworkItem, NodeItem, PeerItem, PublishItem, TaskItem, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A task's sandbox on this node, with everything it was granted."""
+
+    task: Task
+    networks: Mapping[NetworkID, NetworkItem]
+    lease: GatewayLease | None
+    ports: tuple[PortConfig, ...] = ()  # published in host mode, with real numbers
+
+
+@dataclass(frozen=True, slots=True)
+class ViewParts:
+    """A view by kind of item."""
+
+    vteps: tuple[Address, ...]
+    networks: Mapping[NetworkID, NetworkItem]
+    peers: Mapping[NetworkID, tuple[PeerItem, ...]]
+    publishes: tuple[PublishItem, ...]
+    tasks: Mapping[TaskID, TaskItem]
+
+
+def parts_of(view: View) -> ViewParts:
+    vteps: list[Address] = []
+    networks: dict[NetworkID, NetworkItem] = {}
+    peers: dict[NetworkID, list[PeerItem]] = {}
+    publishes: list[PublishItem] = []
+    tasks: dict[TaskID, TaskItem] = {}
+    for item in view.values():
+        match item:
+            case PeerItem():
+                peers.setdefault(item.network, []).append(item)
+            case PublishItem():
+                publishes.append(item)
+            case TaskItem():
+                tasks[item.task.id] = item
+            case NodeItem():
+                vteps.append(item.vtep)
+            case NetworkItem():
+                networks[item.id] = item
+    return ViewParts(
+        tuple(vteps), networks, {network: tuple(found) for network, found in peers.items()}, tuple(publishes), tasks
+    )
+
+
+def wants_gateway(networks: Iterable[NetworkItem]) -> bool:
+    """A sandbox has a way out of the node unless all its networks are internal."""
+    found = tuple(networks)
+    return not found or not all(network.internal for network in found)
+
+
+class Planner:
+    """Makes plans, and keeps those whose inputs did not change."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[object, ...], NamespacePlan]] = {}
+
+    def forwarding(self, view: ViewParts, sandboxes: Sequence[Sandbox], facts: HostFacts) -> list[NamespacePlan]:
+        """The host, the overlays and `ingress_sbox`, in the order in which they should be made right.
+
+        A network that a sandbox is still attached to stays, whatever the view says.
+        """
+        networks = {n.id: n for sandbox in sandboxes for n in sandbox.networks.values()} | dict(view.networks)
+        ingress = next((n for n in view.networks.values() if n.ingress and n.own), None)
+        port = next((n.port for n in networks.values()), DEFAULT_DATA_PATH_PORT)
+        host_ports = tuple(port for sandbox in sandboxes for port in _host_ports(sandbox))
+        plans = [
+            self._plan(
+                HOST,
+                (facts, view.publishes, host_ports, view.vteps, port),
+                lambda: plan_host(facts, view.publishes, host_ports, view.vteps, port),
+            )
+        ]
+        for network in sorted(networks.values(), key=lambda n: (not n.ingress, n.id)):
+            plans.append(self._overlay(network, facts, view.peers.get(network.id, ())))
+        if ingress is not None:
+            plans.append(
+                self._plan(
+                    INGRESS_SANDBOX,
+                    (ingress, facts, view.publishes),
+                    lambda: plan_ingress(ingress, facts, view.publishes),
+                )
+            )
+        return plans
+
+    def sandbox(self, sandbox: Sandbox, facts: HostFacts) -> NamespacePlan:
+        task = sandbox.task
+        inputs = (task.attachments, task.ports, sandbox.networks, sandbox.lease, facts)
+        return self._plan(
+            sandbox_namespace(task.id), inputs, lambda: plan_sandbox(task, sandbox.networks, facts, sandbox.lease)
+        )
+
+    def forget(self, namespace: str) -> None:
+        self._known.pop(namespace, None)
+
+    def _overlay(self, network: NetworkItem, facts: HostFacts, peers: tuple[PeerItem, ...]) -> NamespacePlan:
+        return self._plan(
+            overlay_namespace(network.id), (network, facts, peers), lambda: plan_overlay(network, facts, peers)
+        )
+
+    def _plan(self, name: str, inputs: tuple[object, ...], make: Callable[[], NamespacePlan]) -> NamespacePlan:
+        known = self._known.get(name)
+        if known is not None and known[0] == inputs:
+            return known[1]
+        plan = make()
+        self._known[name] = (inputs, plan)
+        return plan
+
+
+def _host_ports(sandbox: Sandbox) -> list[HostPort]:
+    lease = sandbox.lease
+    if lease is None:
+        return []
+    return [
+        HostPort(
+            protocol=port.protocol, port=port.published_port, target=port.target_port, v4=lease.v4.ip, v6=lease.v6.ip
+        )
+        for port in sandbox.ports
+    ]
