@@ -16,7 +16,7 @@ from hivemesh.clock import Clock
 from hivemesh.control.inbox import Inbox, NodeNews
 from hivemesh.control.monitor import Monitor
 from hivemesh.control.views import Deriver, NodeView, difference
-from hivemesh.model.errors import Forbidden, Invalid
+from hivemesh.model.errors import Conflict, Forbidden, Invalid
 from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.node import Node
 from hivemesh.model.task import Task, TaskState
@@ -130,7 +130,8 @@ class Dispatcher:
     async def serve(self, node: NodeID, channel: Channel, frames: AsyncIterator[bytes], address: str) -> None:
         """One session from its first frame to its end. `address` is where the agent calls from.
 
-        Raises `Invalid` when a frame makes no sense and `Forbidden` when the node is no member.
+        Raises `Invalid` when a frame makes no sense, `Forbidden` when the node is no member, `Conflict` when another
+        connected node has its data path address.
         """
         hello = _decode(await anext(frames, b""))
         if not isinstance(hello, Hello):
@@ -163,6 +164,12 @@ class Dispatcher:
             await session.channel.close(code, reason)
 
     async def _record(self, node: NodeID, hello: Hello, address: str) -> None:
+        for other in self._tables.view.all(Node):
+            if other.vtep == hello.vtep and other.id != node and other.id in self._sessions:
+                raise Conflict(
+                    f"node {other.id} ({other.description.hostname}) has the data path address {hello.vtep} already: "
+                    "give each node an address of its own (--data-path-addr)"
+                )
         self.monitor.heard(node)
         self.inbox.news(node, NodeNews(state="ready", description=hello.description, vtep=hello.vtep, addr=address))
         await self.inbox.flushed()

@@ -119,6 +119,8 @@ class Inbox:
             )
             if told != node:
                 tx.put(msgspec.structs.replace(told, updated=now))
+            if news.vtep is not None and told.vtep != node.vtep:
+                _take_over(tx, told, now)
 
     def _put_report(self, task: TaskID, node: NodeID, status: TaskStatus) -> None:
         known = self._reports.get(task)
@@ -145,3 +147,11 @@ class Inbox:
             self._put_report(task, node, status)
         for node, news in newer_nodes.items():
             self._put_news(node, news)
+
+
+def _take_over(tx: Transaction, node: Node, now: float) -> None:
+    """A machine that was set up anew has the address it had before as another node: that node is gone."""
+    for other in list(tx.all(Node)):
+        if other.id != node.id and other.vtep == node.vtep:
+            message = f"its data path address {node.vtep} belongs to node {node.id} now"
+            tx.put(msgspec.structs.replace(other, vtep=None, state="down", message=message, updated=now))

@@ -26,6 +26,7 @@ from hivemesh.pki import Peer, peer_of, server_context
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire import codec
 from hivemesh.wire.control import (
+    CLOSE_CONFLICT,
     CLOSE_MALFORMED,
     CLOSE_REMOVED,
     MAX_FRAME,
@@ -150,6 +151,9 @@ class ClusterServer:
         except Invalid as error:
             log.warning("session of node %s closed: %s", peer.node_id, error)
             await channel.close(CLOSE_MALFORMED, str(error))
+        except Conflict as error:
+            log.warning("session of node %s closed: %s", peer.node_id, error)
+            await channel.close(CLOSE_CONFLICT, str(error))
         except Forbidden as error:
             await channel.close(CLOSE_REMOVED, str(error))
         except ConnectionError:
@@ -189,7 +193,7 @@ class _SocketChannel:
 
     async def close(self, code: int, reason: str) -> None:
         with contextlib.suppress(ConnectionError, RuntimeError):
-            await self._ws.close(code=code, message=reason.encode()[:120])  # RFC 6455: 123 bytes at most
+            await self._ws.close(code=code, message=reason.encode()[:123])  # RFC 6455: the most there is room for
 
 
 async def _frames(ws: web.WebSocketResponse) -> AsyncIterator[bytes]:

@@ -169,6 +169,7 @@ CLOSE_MALFORMED = 4400  # a frame could not be understood
 CLOSE_REMOVED = 4403  # the node is no member of the swarm any more
 CLOSE_SILENT = 4408  # no frame for three heartbeats
 CLOSE_REPLACED = 4409  # a newer session of the same node took over
+CLOSE_CONFLICT = 4410  # another connected node has the same data path address
 MAX_FRAME = 16 * 1024 * 1024
 """Bytes of the largest frame either side accepts: a snapshot of some 50,000 peers."""
 REFUSAL_HEADER = "Hivemesh-Refusal"

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class Swarm:
             self.cluster.worker_token,
             data_dir=self.directory / name,
             addr=LOOPBACK,
-            vtep=LOOPBACK,
+            vtep=ip_address(f"192.0.2.{zlib.crc32(name.encode()) % 250 + 1}"),
             listen="0.0.0.0:2377",
             hostname=name,
         )

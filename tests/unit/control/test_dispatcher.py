@@ -17,7 +17,7 @@ from hivemesh.control.dispatcher import RELEASE_TIMEOUT, Dispatcher
 from hivemesh.control.inbox import Inbox, NodeNews
 from hivemesh.control.monitor import Monitor
 from hivemesh.model.cluster import Cluster, SwarmSpec
-from hivemesh.model.errors import Unavailable
+from hivemesh.model.errors import Conflict, Unavailable
 from hivemesh.model.ids import ClusterID, NodeID, ServiceID, TaskID
 from hivemesh.model.node import Node, NodeDescription, NodeSpec
 from hivemesh.model.service import TaskSpec
@@ -40,6 +40,7 @@ from hivemesh.wire.control import (
 
 N1, N2 = NodeID("n1"), NodeID("n2")
 HELLO = Hello(description=NodeDescription(hostname="host"), vtep=ip_address("198.51.100.1"))
+HELLO_OF = {N1: HELLO, N2: msgspec.structs.replace(HELLO, vtep=ip_address("fd00:100::2"))}
 
 
 @dataclass
@@ -79,10 +80,10 @@ class Rig:
     dispatcher: Dispatcher
     tasks: list["asyncio.Task[Any]"] = field(default_factory=list)
 
-    async def connect(self, node: NodeID) -> Line:
+    async def connect(self, node: NodeID, hello: Hello | None = None) -> Line:
         line = Line()
         line.room.set()
-        line.say(HELLO)
+        line.say(hello or HELLO_OF[node])
         self.tasks.append(asyncio.create_task(self.dispatcher.serve(node, line, line.read(), "192.0.2.1")))
         await eventually(lambda: line.revision > 0)
         return line
@@ -255,6 +256,20 @@ async def test_broken_session_keeps_the_node_ready_for_its_grace(tmp_path: Path)
         assert r.node(N1).state == "ready"
         await r.pass_time(5)
         await eventually(lambda: r.node(N1).state == "down")
+
+
+async def test_machine_set_up_anew_takes_its_address_from_the_old_node(tmp_path: Path) -> None:
+    async with rig(tmp_path, N1, N2) as r:
+        line = await r.connect(N1)
+        second = Line()
+        second.say(HELLO)
+        with pytest.raises(Conflict, match="address of its own"):
+            await r.dispatcher.serve(N2, second, second.read(), "192.0.2.2")
+        await line.close(1000, "")
+        await r.pass_time(1)
+        await r.connect(N2, HELLO)
+        assert (r.node(N1).state, r.node(N1).vtep) == ("down", None)
+        assert (r.node(N2).state, r.node(N2).vtep) == ("ready", HELLO.vtep)
 
 
 async def test_restarted_manager_gives_nodes_a_grace(tmp_path: Path) -> None:
