@@ -85,6 +85,16 @@ async def logs(request: web.Request) -> web.Response:
     )
 
 
+async def _later(request: web.Request) -> web.Response:
+    """Kinds of objects that clients know and this version has not: better said than "page not found"."""
+    manager_of(request)
+    raise Unsupported(f"{request.match_info['kind']} are not supported yet")
+
+
+for _path in (r"/{kind:secrets|configs}", r"/{kind:secrets|configs}/{rest:.+}"):
+    routes.route("*", _path)(_later)
+
+
 @routes.get(r"/distribution/{name:.+}/json")
 async def distribution(request: web.Request) -> web.Response:
     """No registry is asked: nodes pull by the name as written, and the CLI says so in a warning."""

@@ -12,7 +12,7 @@ import hivemesh
 from hivemesh.api import passthrough
 from hivemesh.api.http import MAX_VERSION, MIN_VERSION, answer, local_of, version_text
 from hivemesh.api.local import LocalNode
-from hivemesh.model.errors import HivemeshError
+from hivemesh.model.errors import HivemeshError, Unsupported
 from hivemesh.model.node import Node
 from hivemesh.wire.engine import objects
 
@@ -85,6 +85,8 @@ async def info(request: web.Request) -> web.Response:
             result |= {
                 key: value for key, value in (await passthrough.ask(request, "/info")).items() if key in FROM_ENGINE
             }
+    except Unsupported:
+        log.debug("the engine has no API of its own to ask")
     except (HivemeshError, OSError, TimeoutError, ValueError) as error:
         warnings.append(f"WARNING: the engine does not answer: {error}")
     result["Swarm"] = _swarm(local)

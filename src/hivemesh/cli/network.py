@@ -124,9 +124,10 @@ async def inspect(client: Client, verbose: bool, networks: tuple[str, ...], form
 
 
 @network.command()
+@click.option("-f", "--force", is_flag=True, help="Do not ask before removing the routing mesh's network.")
 @click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
 @asynchronous
-async def rm(client: Client, networks: tuple[str, ...]) -> None:
+async def rm(client: Client, force: bool, networks: tuple[str, ...]) -> None:
     """Remove networks that no service uses.
 
     \b
@@ -135,7 +136,10 @@ async def rm(client: Client, networks: tuple[str, ...]) -> None:
     """
 
     async def remove(ref: str) -> str:
-        await client.delete(f"/networks/{ref}")
+        value = await client.get(f"/networks/{ref}")
+        if value.get("Ingress") and not force:
+            click.confirm(f"{ref} carries the published ports of the swarm. Remove it?", abort=True, err=True)
+        await client.delete(f"/networks/{value['Id']}")
         return ref
 
     await each(networks, remove)
