@@ -1,0 +1,435 @@
+"""Three nodes and a client on one underlay, each a process with its own network and mount namespace.
+
+The parent sends each node functions to run (`Node.call`): in the node itself or, by name, in one of its sandboxes. What
+the nodes hold comes from our plans; that packets arrive is seen by ordinary sockets.
+"""
+
+import ctypes
+import ipaddress
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hivemesh.dataplane.plan import (
+    GatewayLease,
+    HostFacts,
+    HostPort,
+    plan_host,
+    plan_ingress,
+    plan_overlay,
+    plan_sandbox,
+)
+from hivemesh.kernel.api import NamespacePlan
+from hivemesh.model.addr import MAC, VNI, Interface
+from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
+from hivemesh.model.network import Subnet
+from hivemesh.model.service import PortConfig, TaskSpec
+from hivemesh.model.task import Attachment, Task
+from hivemesh.wire.control import Backend, NetworkItem, PeerItem, PublishItem
+
+V4, V6 = "198.51.100", "fd00:5e::"
+CLIENT = (f"{V4}.100", f"{V6}100")
+INGRESS = NetworkID("ingress0000000000000000ng")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+# --- inside a node's process ---------------------------------------------------------------------------------------
+
+
+def inside(namespace: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run `function` in a thread that entered the namespace for good."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            if namespace:
+                handle = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+                if _libc.setns(handle, 0x40000000):
+                    raise OSError(ctypes.get_errno(), "setns")
+                os.close(handle)
+            result.append((True, function(*args)))
+        except Exception as error:
+            result.append((False, f"{error!r}\n{traceback.format_exc()}"))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    ok, value = result[0]
+    if not ok:
+        raise RuntimeError(value)
+    return value
+
+
+def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool = False) -> None:
+    """Answer each connection or datagram with our name and the client's address and port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    server = socket.socket(family, kind)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only6))
+    server.bind((address, port))
+
+    def words(peer: Any) -> bytes:
+        return f"{name} {peer[0].removeprefix('::ffff:')} {peer[1]}".encode()
+
+    def talk(connection: socket.socket, peer: Any) -> None:
+        with connection:
+            while data := connection.recv(2000):
+                if data.startswith(b"give "):
+                    connection.sendall(bytes(int(data[5:])))
+                    continue
+                if data.startswith(b"take "):
+                    take(connection, int(data[5:]))
+                connection.sendall(words(peer))
+
+    def streams() -> None:
+        server.listen(64)
+        while True:
+            connection, peer = server.accept()
+            threading.Thread(target=talk, args=(connection, peer), daemon=True).start()
+
+    def datagrams() -> None:
+        while True:
+            _, peer = server.recvfrom(2000)
+            server.sendto(words(peer), peer)
+
+    threading.Thread(target=streams if protocol == "tcp" else datagrams, daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Who answered, and whom it saw."""
+
+    server: str
+    seen: str
+    port: int = 0
+
+
+def take(connection: socket.socket, size: int) -> None:
+    connection.sendall(b"ok")
+    while size > 0:
+        size -= len(connection.recv(1 << 16))
+
+
+def bulk(host: str, port: int, size: int) -> tuple[int, Reply]:
+    """Download `size` bytes, then upload as many; how many came, and the server's last word."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(3)
+        sock.connect((host, port))
+        sock.sendall(f"give {size}".encode())
+        came = 0
+        while came < size:
+            came += len(sock.recv(1 << 16))
+        sock.sendall(f"take {size}".encode())
+        sock.recv(2)
+        sock.sendall(bytes(size))
+        server, seen, source = sock.recv(2000).decode().split()
+        return came, Reply(server, seen, int(source))
+
+
+def big_datagram(host: str, port: int, size: int) -> int:
+    """Send a datagram until it is answered, at most five times; which one was (the first may only learn the MTU)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.3)
+        sock.connect((host, port))
+        for attempt in range(1, 6):
+            try:
+                sock.send(bytes(size))
+                sock.recv(2000)
+                return attempt
+            except OSError:
+                continue
+    return 0
+
+
+kept: list[socket.socket] = []
+
+
+def ask(protocol: str, host: str, port: int, *, times: int = 1, source: tuple[str, int] | None = None,
+        keep: bool = False, timeout: float = 3.0) -> list[Reply | str]:  # fmt: skip
+    """One new connection (or socket) for each question; an error is told by its name."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    replies: list[Reply | str] = []
+    for _ in range(times):
+        sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+        if source is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(source)
+        sock.settimeout(timeout)
+        try:
+            sock.connect((host, port))
+            replies.append(question(sock))
+        except OSError as error:
+            replies.append(type(error).__name__)
+        if keep:
+            kept.append(sock)
+        else:
+            sock.close()
+    return replies
+
+
+def question(sock: socket.socket) -> Reply:
+    sock.send(b"?")
+    server, seen, port = sock.recv(2000).decode().split()
+    return Reply(server, seen, int(port))
+
+
+def ask_again() -> list[Reply]:
+    """On all sockets that `ask` kept open; they are closed after."""
+    replies = [question(sock) for sock in kept]
+    while kept:
+        kept.pop().close()
+    return replies
+
+
+def run(*argv: str, text: str | None = None) -> str:
+    done = subprocess.run(argv, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr}")
+    return done.stdout
+
+
+def apply(plans: Iterable[NamespacePlan]) -> list[str]:
+    from hivemesh.dataplane.apply import Applier
+
+    global _applier
+    if _applier is None:
+        _applier = Applier()
+    failed: list[str] = []
+    for plan in plans:
+        failed += _applier.ensure(plan).failed
+    return failed
+
+
+def remove(namespace: str) -> None:
+    assert _applier is not None
+    _applier.remove(namespace)
+
+
+def differences(plans: Iterable[NamespacePlan]) -> list[str]:
+    assert _applier is not None
+    return [d for plan in plans for d in _applier.differences(plan)]
+
+
+_applier: Any = None
+
+
+def node_main() -> None:
+    """Read calls from stdin, write results to stdout; ends with its parent."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+    run("ip", "link", "set", "lo", "up")
+    sink.write(b"ready\n")
+    sink.flush()
+    while True:
+        try:
+            namespace, name, args, kwargs = pickle.load(source)
+        except EOFError:
+            return
+        try:
+            function = globals()[name]
+            answer: Any = (True, inside(namespace, lambda f=function, a=args, k=kwargs: f(*a, **k)))
+        except Exception as error:
+            answer = (False, str(error))
+        pickle.dump(answer, sink)
+        sink.flush()
+
+
+# --- in the test ---------------------------------------------------------------------------------------------------
+
+
+_CHILD = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import mesh_rig; mesh_rig.node_main()"
+
+
+class Node:
+    """A process of its own that does what it is told."""
+
+    def __init__(self, name: str) -> None:
+        os.makedirs("/run/netns", exist_ok=True)
+        self.name = name
+        self.process = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def call(self, function: Callable[..., Any], *args: Any, at: str = "", **kwargs: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        pickle.dump((at, function.__name__, args, kwargs), self.process.stdin)
+        self.process.stdin.flush()
+        ok, value = pickle.load(self.process.stdout)
+        if not ok:
+            raise AssertionError(f"{self.name}: {value}")
+        return value
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(3)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def facts_of(number: int) -> HostFacts:
+    return HostFacts(
+        vtep=ipaddress.ip_address(f"{V4}.1{number}"),
+        vtep_mtu=1500,
+        node_v4=ipaddress.IPv4Address(f"{V4}.1{number}"),
+        node_v6=ipaddress.IPv6Address(f"{V6}1{number}"),
+        gateway4=ipaddress.IPv4Interface("172.18.0.1/16"),
+        gateway6=ipaddress.IPv6Interface("fd77:1::1/64"),
+    )
+
+
+def attachment(name: str, last: int) -> Attachment:
+    addresses: tuple[Interface, ...] = (
+        ipaddress.ip_interface(f"10.0.0.{last}/24"),
+        ipaddress.ip_interface(f"fd10::{last:x}/64"),
+    )
+    return Attachment(
+        endpoint_id=EndpointID(name.ljust(25, "0")),
+        network_id=INGRESS,
+        addresses=addresses,
+        mac=MAC(f"02:42:0a:00:00:{last:02x}"),
+    )
+
+
+@dataclass
+class Placed:
+    """A task on a node: `last` is the last byte of its ingress addresses, 0: not on ingress."""
+
+    name: str
+    node: int
+    last: int
+    lease: GatewayLease
+    ports: tuple[PortConfig, ...]
+
+    @property
+    def task(self) -> Task:
+        return Task(
+            id=TaskID(self.name.ljust(25, "0")),
+            service_id=ServiceID("service"),
+            service_name="web",
+            slot=1,
+            spec=TaskSpec(),
+            ports=self.ports,
+            attachments=(attachment(self.name, self.last),) if self.last else (),
+        )
+
+    @property
+    def sandbox(self) -> str:
+        return self.task.id[:12]
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(task=self.task.id, addresses=tuple(i.ip for i in self.task.attachments[0].addresses))
+
+
+@dataclass
+class Rig:
+    """The cluster: change `tasks` and `serving`, then `apply`."""
+
+    tasks: list[Placed]
+    services: dict[str, tuple[PortConfig, ...]]
+    host_ports: dict[int, tuple[HostPort, ...]] = field(default_factory=dict)
+    nodes: dict[int, Node] = field(default_factory=dict)
+    underlay: list[Node] = field(default_factory=list)
+
+    @property
+    def client(self) -> Node:
+        return self.nodes[0]
+
+    def start(self) -> None:
+        """Nodes 1 to 3 and the client (0) on one bridge."""
+        hub = Node("underlay")
+        self.underlay.append(hub)
+        hub.call(run, "ip", "link", "add", "ul0", "type", "bridge", "mcast_snooping", "0")
+        hub.call(run, "ip", "link", "set", "ul0", "up")
+        for number in range(4):
+            node = self.nodes[number] = Node(f"n{number}" if number else "client")
+            last = f"1{number}" if number else "100"
+            hub.call(run, "ip", "link", "add", f"p{number}", "type", "veth", "peer", "name", "eth0",
+                     "netns", str(node.pid))  # fmt: skip
+            hub.call(run, "ip", "link", "set", f"p{number}", "master", "ul0", "up")
+            node.call(run, "ip", "addr", "add", f"{V4}.{last}/24", "dev", "eth0")
+            node.call(run, "ip", "addr", "add", f"{V6}{last}/64", "dev", "eth0", "nodad")
+            node.call(run, "ip", "link", "set", "eth0", "up")
+
+    def stop(self) -> None:
+        for node in (*self.nodes.values(), *self.underlay):
+            node.close()
+
+    def publishes(self) -> list[PublishItem]:
+        found = []
+        for name, ports in self.services.items():
+            for port in ports:
+                backends = tuple(t.backend for t in self.tasks if port in t.ports)
+                found.append(
+                    PublishItem(
+                        service=ServiceID(name),
+                        service_name=name,
+                        protocol=port.protocol,
+                        port=port.published_port,
+                        backends=backends,
+                    )
+                )
+        return found
+
+    def network(self, number: int) -> NetworkItem:
+        return NetworkItem(
+            id=INGRESS,
+            name="ingress",
+            vni=VNI(4096),
+            port=4789,
+            subnets=(
+                Subnet(prefix=ipaddress.ip_network("10.0.0.0/24"), gateway=ipaddress.ip_address("10.0.0.1")),
+                Subnet(prefix=ipaddress.ip_network("fd10::/64"), gateway=ipaddress.ip_address("fd10::1")),
+            ),
+            ingress=True,
+            own=attachment(f"node{number}", 10 + number),
+        )
+
+    def plans(self, number: int) -> list[NamespacePlan]:
+        """Everything node `number` should hold."""
+        facts = facts_of(number)
+        network = self.network(number)
+        ends = [(n, attachment(f"node{n}", 10 + n)) for n in (1, 2, 3)]
+        ends += [(t.node, a) for t in self.tasks for a in t.task.attachments]
+        peers = [
+            PeerItem(network=INGRESS, endpoint=a.endpoint_id, addresses=a.addresses, mac=a.mac, vtep=facts_of(n).vtep)
+            for n, a in ends
+        ]
+        vteps = [facts_of(n).vtep for n in (1, 2, 3)]
+        return [
+            plan_host(facts, self.publishes(), self.host_ports.get(number, ()), vteps, 4789),
+            plan_overlay(network, facts, peers),
+            plan_ingress(network, facts, self.publishes()),
+            *(plan_sandbox(t.task, {INGRESS: network}, facts, t.lease) for t in self.tasks if t.node == number),
+        ]
+
+    def apply(self) -> None:
+        for number in (1, 2, 3):
+            failed = self.nodes[number].call(apply, self.plans(number))
+            assert not failed, failed

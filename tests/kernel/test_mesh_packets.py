@@ -1,0 +1,277 @@
+"""The routing mesh with real packets: three nodes, a client outside, containers; TCP and UDP, IPv4 and IPv6."""
+
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from mesh_rig import (
+    CLIENT,
+    INGRESS,
+    V4,
+    V6,
+    Placed,
+    Reply,
+    Rig,
+    apply,
+    ask,
+    ask_again,
+    big_datagram,
+    bulk,
+    differences,
+    facts_of,
+    remove,
+    run,
+    serve,
+)
+
+from hivemesh.dataplane.plan import GatewayLease, HostPort, plan_host
+from hivemesh.model.service import PortConfig
+
+pytestmark = pytest.mark.kernel
+
+
+def port(published: int, target: int, protocol: str = "tcp") -> PortConfig:
+    return PortConfig(published_port=published, target_port=target, protocol=protocol)  # type: ignore[arg-type]
+
+
+def lease(last: int) -> GatewayLease:
+    return GatewayLease(
+        v4=ipaddress.IPv4Interface(f"172.18.0.{last}/16"), v6=ipaddress.IPv6Interface(f"fd77:1::{last:x}/64")
+    )
+
+
+WEB = (port(8090, 80), port(8090, 53, "udp"), port(8091, 80))
+SOLO = (port(8092, 80), port(8092, 53, "udp"))
+EMPTY = (port(8093, 80), port(8093, 53, "udp"))
+WEB1 = Placed("web1", 2, 21, lease(3), WEB + SOLO)
+WEB2 = Placed("web2", 3, 22, lease(3), WEB)
+BOX1 = Placed("box1", 1, 0, lease(9), ())
+BOX2 = Placed("box2", 2, 0, lease(9), ())
+HOST_PORT = HostPort(
+    protocol="tcp", port=9090, target=80, v4=ipaddress.IPv4Address("172.18.0.3"), v6=ipaddress.IPv6Address("fd77:1::3")
+)
+
+FAMILIES = pytest.mark.parametrize("version", [4, 6])
+PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
+
+
+def address(node: int, version: int) -> str:
+    return f"{V4 + '.' if version == 4 else V6}1{node}"
+
+
+def loopback(version: int) -> str:
+    return "127.0.0.1" if version == 4 else "::1"
+
+
+def client(version: int) -> str:
+    return CLIENT[0 if version == 4 else 1]
+
+
+def listen(rig: Rig, task: Placed) -> None:
+    node = rig.nodes[task.node]
+    node.call(serve, task.name, "tcp", 80, at=task.sandbox)
+    # Both ways of listening to UDP: one socket per family, and one for both
+    if task.name == "web1":
+        node.call(serve, task.name, "udp", 53, "0.0.0.0", at=task.sandbox)
+        node.call(serve, task.name, "udp", 53, "::", True, at=task.sandbox)
+    else:
+        node.call(serve, task.name, "udp", 53, at=task.sandbox)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    rig = Rig(
+        tasks=[WEB1, WEB2, BOX1, BOX2],
+        services={"web": WEB, "solo": SOLO, "empty": EMPTY},
+        host_ports={2: (HOST_PORT,)},
+    )
+    try:
+        rig.start()
+        rig.apply()
+        for task in (WEB1, WEB2):
+            listen(rig, task)
+        yield rig
+    finally:
+        rig.stop()
+
+
+def servers(replies: list[Reply | str]) -> Counter[str]:
+    return Counter(r.server if isinstance(r, Reply) else r for r in replies)
+
+
+def seen(replies: list[Reply | str]) -> set[str]:
+    return {r.seen if isinstance(r, Reply) else r for r in replies}
+
+
+@FAMILIES
+@PROTOCOLS
+def test_any_client_through_any_node_is_spread_evenly_and_seen_as_itself(rig: Rig, protocol: str, version: int) -> None:
+    even = Counter(web1=2, web2=2)
+    for node in (1, 2, 3):
+        replies = rig.client.call(ask, protocol, address(node, version), 8090, times=4)
+        assert (servers(replies), seen(replies)) == (even, {client(version)}), f"client to node {node}"
+        for source in (1, 2, 3):
+            replies = rig.nodes[source].call(ask, protocol, address(node, version), 8090, times=4)
+            assert (servers(replies), seen(replies)) == (even, {address(source, version)}), f"node {source} to {node}"
+        replies = rig.nodes[node].call(ask, protocol, loopback(version), 8090, times=4)
+        assert (servers(replies), seen(replies)) == (even, {address(node, version)}), f"node {node} to itself"
+        for box in (BOX1, BOX2, WEB1):  # the last one is a backend that may meet itself
+            replies = rig.nodes[box.node].call(ask, protocol, address(node, version), 8090, times=4, at=box.sandbox)
+            shown = {address(box.node, version)}
+            assert (servers(replies), seen(replies)) == (even, shown), f"container {box.name} to node {node}"
+
+
+@FAMILIES
+@PROTOCOLS
+def test_same_client_port_through_two_nodes_keeps_both_connections(rig: Rig, protocol: str, version: int) -> None:
+    source = (client(version), 45001 + 10 * version + len(protocol) + (protocol == "udp"))
+    replies = []
+    try:
+        for node in (1, 3):
+            replies += rig.client.call(ask, protocol, address(node, version), 8092, source=source, keep=True, timeout=2)
+    finally:
+        again = rig.client.call(ask_again)
+    assert servers(replies) == servers(again) == {"web1": 2}
+    assert seen(replies) == seen(again) == {client(version)}
+
+
+@FAMILIES
+def test_same_client_port_to_two_ports_of_one_target_keeps_both(rig: Rig, version: int) -> None:
+    source = (client(version), 46001 + version)
+    try:
+        first = rig.client.call(ask, "tcp", address(1, version), 8092, source=source, keep=True, timeout=2)
+        # the turn of one of the two backends; web1 is among them, and there the addresses and ports are the same
+        second = rig.client.call(ask, "tcp", address(1, version), 8091, source=source, keep=True, timeout=2)
+        third = rig.client.call(ask, "tcp", address(2, version), 8091, source=source, keep=True, timeout=2)
+        fourth = rig.client.call(ask, "tcp", address(3, version), 8091, source=source, keep=True, timeout=2)
+    finally:
+        again = rig.client.call(ask_again)
+    replies = first + second + third + fourth
+    assert seen(replies) == seen(again) == {client(version)}
+    assert servers(replies) == servers(again)
+    assert servers(replies)["web1"] >= 2
+
+
+@FAMILIES
+@PROTOCOLS
+def test_port_without_backends_is_refused_at_once(rig: Rig, protocol: str, version: int) -> None:
+    begin = time.monotonic()
+    assert rig.client.call(ask, protocol, address(1, version), 8093) == ["ConnectionRefusedError"]
+    assert rig.nodes[1].call(ask, protocol, loopback(version), 8093) == ["ConnectionRefusedError"]
+    assert time.monotonic() - begin < 1
+
+
+@FAMILIES
+def test_large_transfers_pass_the_smaller_mtu_of_the_overlay(rig: Rig, version: int) -> None:
+    came, last = rig.client.call(bulk, address(1, version), 8092, 1_000_000)
+    assert came == 1_000_000
+    assert last.seen == client(version)
+    assert rig.client.call(big_datagram, address(1, version), 8092, 1500 - (28 if version == 4 else 48))
+
+
+@FAMILIES
+def test_only_published_ports_are_reachable_over_ingress(rig: Rig, version: int) -> None:
+    target = "10.0.0.21" if version == 4 else "fd10::15"
+    quick = {"timeout": 0.3}
+    for at, node in (("ingress_sbox", 1), (WEB2.sandbox, 3)):
+        assert rig.nodes[node].call(ask, "tcp", target, 80, at=at, **quick) == ["TimeoutError"]
+    other = "10.0.0.22" if version == 4 else "fd10::16"
+    assert rig.nodes[2].call(ask, "tcp", other, 8090, at=WEB1.sandbox, **quick) == ["TimeoutError"]
+
+
+@FAMILIES
+def test_containers_are_not_reached_by_their_gateway_address(rig: Rig, version: int) -> None:
+    target, prefix = ("172.18.0.3", "172.18.0.0/16") if version == 4 else ("fd77:1::3", "fd77:1::/64")
+    reply = rig.nodes[2].call(ask, "tcp", target, 80, at=BOX2.sandbox, timeout=0.3)
+    assert not isinstance(reply[0], Reply), "from another container"
+    rig.client.call(run, "ip", "route", "add", prefix, "via", address(2, version))
+    try:
+        assert rig.client.call(ask, "tcp", target, 80, timeout=0.3) == ["TimeoutError"]
+    finally:
+        rig.client.call(run, "ip", "route", "del", prefix)
+
+
+@FAMILIES
+def test_host_port_leads_to_its_container_from_everywhere(rig: Rig, version: int) -> None:
+    node = rig.nodes[2]
+    target = address(2, version)
+    assert rig.client.call(ask, "tcp", target, 9090)[0].seen == client(version)
+    assert rig.nodes[1].call(ask, "tcp", target, 9090)[0].seen == address(1, version)
+    for host in (target, loopback(version)):
+        assert node.call(ask, "tcp", host, 9090)[0].seen == target
+    for box in (BOX2, WEB1):
+        assert node.call(ask, "tcp", target, 9090, at=box.sandbox)[0].seen == target
+    assert rig.client.call(ask, "tcp", address(1, version), 9090) == ["ConnectionRefusedError"]
+
+
+@FAMILIES
+def test_backend_that_leaves_gets_no_new_connections_and_keeps_the_old(rig: Rig, version: int) -> None:
+    before = rig.tasks
+    try:
+        held = rig.client.call(ask, "tcp", address(1, version), 8090, times=2, keep=True)
+        rig.tasks = [replace(t, ports=SOLO) if t.name == "web1" else t for t in before]
+        # the task itself stays as it is until it is told to stop
+        for number in (1, 2, 3):
+            host, overlay, ingress, *_ = rig.plans(number)
+            assert rig.nodes[number].call(apply, [host, overlay, ingress]) == []
+        replies = rig.client.call(ask, "tcp", address(1, version), 8090, times=3)
+        assert servers(replies) == {"web2": 3}
+        rig.tasks = [t for t in before if t.name.startswith("box")]
+        for number in (1, 2, 3):
+            assert rig.nodes[number].call(apply, rig.plans(number)[:3]) == []
+        assert rig.client.call(ask, "tcp", address(1, version), 8090) == ["ConnectionRefusedError"]
+    finally:
+        rig.tasks = before
+        rig.apply()
+        assert servers(rig.client.call(ask_again)) == servers(held) == {"web1": 1, "web2": 1}
+
+
+def test_vxlan_from_a_stranger_is_not_accepted(rig: Rig) -> None:
+    facts = facts_of(2)
+    known = [facts_of(n).vtep for n in (2, 3)]
+    try:
+        plan = plan_host(facts, rig.publishes(), rig.host_ports[2], known, 4789)
+        assert rig.nodes[2].call(apply, [plan]) == []
+        assert rig.client.call(ask, "tcp", address(1, 4), 8092, timeout=0.5) == ["TimeoutError"]
+        assert servers(rig.client.call(ask, "tcp", address(3, 4), 8092)) == {"web1": 1}
+    finally:
+        rig.apply()
+
+
+def test_second_apply_changes_nothing_and_nft_can_list_all(rig: Rig) -> None:
+    for number in (1, 2, 3):
+        assert rig.nodes[number].call(differences, rig.plans(number)) == []
+        for namespace in ("", "ingress_sbox"):
+            listing = rig.nodes[number].call(run, "nft", "list", "table", "inet", "hivemesh", at=namespace)
+            assert "8090" in listing
+    listing = rig.nodes[2].call(run, "nft", "list", "ruleset", at=WEB1.sandbox)
+    assert "8090 : 80" in listing
+    assert "@ll,16,32 set meta mark" in listing
+
+
+def test_service_that_is_removed_leaves_nothing(rig: Rig) -> None:
+    before = rig.tasks, rig.services
+    extra = Placed("gone", 1, 77, lease(12), (port(8099, 80),))
+    node = rig.nodes[1]
+    try:
+        rig.tasks = [*rig.tasks, extra]
+        rig.services = rig.services | {"gone": (port(8099, 80),)}
+        rig.apply()
+        node.call(serve, "gone", "tcp", 80, at=extra.sandbox)
+        assert servers(rig.client.call(ask, "tcp", address(2, 6), 8099)) == {"gone": 1}
+    finally:
+        rig.tasks, rig.services = before
+        rig.apply()
+        node.call(remove, extra.sandbox)
+    assert extra.sandbox not in node.call(run, "ip", "netns")
+    assert "8099" not in node.call(run, "nft", "list", "ruleset")
+    assert "8099" not in node.call(run, "nft", "list", "ruleset", at="ingress_sbox")
+    assert "hm-ve-gone" not in node.call(run, "ip", "link")
+    overlay = f"1-{INGRESS[:10]}"
+    assert "vethgone" not in node.call(run, "ip", "-n", overlay, "link")
+    for number in (2, 3):
+        held = rig.nodes[number].call(run, "bridge", "-n", overlay, "fdb")
+        assert "02:42:0a:00:00:4d" not in held
