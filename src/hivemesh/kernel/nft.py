@@ -272,7 +272,8 @@ def differences(namespace: str, table: Table) -> list[str]:
                 actual = door.read(table.family, table.name)
             except _Raced:
                 continue
-            return [f"nft {table.family} {table.name}: {change.what}" for change in _changes(actual, table)]
+            steps = dict.fromkeys(change.what for change in _changes(actual, table))  # each once, in order
+            return [f"nft {table.family} {table.name}: {step}" for step in steps]
     raise OSError(errno.EAGAIN, f"table {table.name}: somebody else keeps changing the ruleset")
 
 

@@ -141,7 +141,13 @@ def add_rule(family: str, table: str, chain: str, rule: Rule) -> Message:
     if rule.comment:
         text = rule.comment.encode() + b"\0"
         body += _attr(7, bytes([0, len(text)]) + text)
-    return Message(NEWRULE, FAMILY[family], _CREATE | _APPEND, body, f"add rule to chain {chain}: {rule.comment}")
+    return Message(
+        NEWRULE,
+        FAMILY[family],
+        _CREATE | _APPEND,
+        body,
+        f"add rule to chain {chain}" + (f" ({rule.comment})" if rule.comment else ""),
+    )
 
 
 def flush_chain(family: str, table: str, chain: str) -> Message:
