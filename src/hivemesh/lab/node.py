@@ -1,0 +1,129 @@
+"""A node of a lab: a machine with Podman storage of its own and the real daemon."""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hivemesh.engine.host import containers_conf, host_needs
+from hivemesh.lab import http
+from hivemesh.lab.image import IMAGE
+from hivemesh.lab.machine import LabError, Machine, Process, kill
+
+DAEMON = "hivemeshd"
+START_TIMEOUT = 20.0
+"""Seconds until the daemon's socket must answer; it takes half a second on a quiet machine."""
+STOP_GRACE = 10.0
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Node(Machine):
+    """The handle on one node; the daemon is found by its name among the machine's processes."""
+
+    @property
+    def socket(self) -> Path:
+        """The node's Docker API, as the real machine reaches it."""
+        return self.run / "docker.sock"
+
+    @property
+    def docker_host(self) -> str:
+        return f"unix://{self.socket}"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon has written, over all its lives."""
+        return self.disk / "hivemeshd.log"
+
+    def environment(self) -> dict[str, str]:
+        settings = {
+            "CONTAINERS_STORAGE_CONF": self.disk / "storage.conf",
+            "CONTAINERS_CONF": self.disk / "containers.conf",
+        }
+        return {**super().environment(), **{name: str(path) for name, path in settings.items() if path.exists()}}
+
+    def prepare_engine(self, image_store: Path) -> None:
+        """Podman's settings: storage of the node's own, and the images of all labs to read."""
+        self.disk.mkdir(parents=True, exist_ok=True)
+        (self.disk / "storage.conf").write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self._storage}"\nrunroot = "/run/containers/storage"\n'
+            f'[storage.options]\nadditionalimagestores = ["{image_store}"]\n'
+        )
+        containers_conf(host_needs(run=self.run), self.disk)  # as seen on the node, where no systemd runs
+
+    def api(self, method: str, path: str, body: object = None, *, timeout: float = 60) -> Any:
+        """One call of the node's Docker API: the decoded answer. Raises `http.Refused`, `LabError`."""
+        try:
+            return http.request(self.socket, method, path, body, timeout=timeout)
+        except OSError as error:
+            raise LabError(f"{self.name}: the daemon does not answer ({error}); see {self.log}") from error
+
+    def start_daemon(self, engine: str, program: Path, *, log_level: str = "info") -> None:
+        """Start `hivemeshd`; `await_daemon` waits for it. Nothing happens when it runs."""
+        if self.daemon() is None:
+            options = ["--engine", engine, "--log-level", log_level, "--data-dir", str(self.disk / "data")]
+            if engine == "process":
+                options += ["--process-image", f"{IMAGE.removesuffix(':latest')}={program}"]
+            self.spawn([str(Path(sys.executable).parent / DAEMON), *options], self.log)
+
+    def await_daemon(self) -> None:
+        until = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                http.request(self.socket, "GET", "/_ping", timeout=START_TIMEOUT)
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise LabError(f"{self.name}: the daemon did not come up: {last_line(self.log)}") from None
+                time.sleep(0.02)
+
+    def daemon(self) -> Process | None:
+        return next((process for process in self.processes() if process.runs(DAEMON)), None)
+
+    def stop_daemon(self) -> None:
+        """As a service manager would: SIGTERM, and SIGKILL after a grace period."""
+        self._end(signal.SIGTERM)
+
+    def kill_daemon(self) -> None:
+        """As a crash would: SIGKILL. Tasks and their network carry on."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, signal_number: int) -> None:
+        process = self.daemon()
+        if process is None:
+            return
+        try:
+            kill([process], signal_number)
+        except LabError:
+            kill([process], signal.SIGKILL)
+
+    @property
+    def _storage(self) -> Path:
+        return self.disk / "containers"
+
+    def remove_cgroups(self) -> None:
+        """Drop what killed containers left of themselves: empty groups, named after ids that only this storage knows."""
+        containers = self._storage / "overlay-containers"
+        if not containers.is_dir():
+            return
+        ids = {entry.name for entry in containers.iterdir() if entry.is_dir()}
+        for parent in (*CGROUPS.glob("*/libpod_parent"), CGROUPS / "libpod_parent"):
+            for group in parent.glob("libpod-*"):
+                if group.name.rpartition("-")[2] in ids:
+                    _remove_group(group)
+
+
+def _remove_group(group: Path) -> None:
+    for child in group.iterdir():
+        if child.is_dir():
+            _remove_group(child)
+    group.rmdir()
+
+
+def last_line(path: Path) -> str:
+    try:
+        lines: Sequence[str] = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = ()
+    return lines[-1] if lines else f"it said nothing (log: {path})"
