@@ -1,0 +1,390 @@
+"""The network of this node: namespaces as the view wants them, kept so whoever touches them.
+
+Two ways lead to the kernel. A new view is applied in one pass, host first, then overlays, then `ingress_sbox`: what
+changed since the last pass and nothing else, so that a new backend is there within milliseconds. The sandbox of a task
+is wired when its executor asks for it. Neither waits for a container engine.
+
+What somebody else changes is found by netlink's events, or by a slow timer where there are none (settings under
+/proc/sys): that is drift. It is repaired, counted in `drift`, and logged with what it was.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from hivemesh.agent.facts import gather
+from hivemesh.agent.leases import Leases
+from hivemesh.clock import Clock
+from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
+from hivemesh.dataplane.apply import Outcome
+from hivemesh.dataplane.plan.facts import HostFacts
+from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, overlay_namespace, sandbox_namespace
+from hivemesh.kernel import conntrack, netns
+from hivemesh.kernel.api import HOST, NamespacePlan
+from hivemesh.kernel.monitor import Monitor
+from hivemesh.model.addr import Address
+from hivemesh.model.errors import HivemeshError, Unavailable
+from hivemesh.model.ids import NetworkID, TaskID
+from hivemesh.model.service import PortConfig
+from hivemesh.model.task import Task
+
+log = logging.getLogger("hivemesh.network")
+
+MARK = "hivemesh/"
+CHECK_PERIOD = 60.0
+"""Seconds between looks at everything."""
+SETTLE = 0.02
+"""Seconds between an event and the look it causes: whoever changes one thing often changes more."""
+RETRY_FIRST, RETRY_LAST = 0.2, 30.0
+"""Seconds until what failed is tried again, doubled each time."""
+ATTACH_TIMEOUT = 30.0
+"""Seconds a task waits for its networks to come with the view (Docker's number)."""
+PARALLEL_WIRINGS = 2
+"""Sandboxes at a time; a pass for a new view slips in between."""
+
+
+class Kernel(Protocol):
+    """`dataplane.apply.Applier`."""
+
+    def ensure(self, plan: NamespacePlan) -> Outcome: ...
+    def remove(self, namespace: str) -> None: ...
+    def differences(self, plan: NamespacePlan) -> list[str]: ...
+    def forget(self, namespace: str) -> None: ...
+
+
+class NodeNetwork:
+    """`applied(revision, pending)` is called after each pass, `lost(task)` when a sandbox vanished under its task."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        vtep: Address,
+        leases: Leases,
+        clock: Clock,
+        applied: Callable[[int, int], None],
+        lost: Callable[[TaskID], None],
+    ) -> None:
+        self.drift: Counter[str] = Counter()
+        self._kernel = kernel
+        self._vtep = vtep
+        self._leases = leases
+        self._clock = clock
+        self._on_applied = applied
+        self._on_lost = lost
+        self._planner = Planner()
+        self._monitor = Monitor()
+        self._facts: HostFacts | None = None
+        self._view: ViewParts | None = None
+        self._revision = 0
+        self._sweep_due = False
+        self._sandboxes: dict[TaskID, Sandbox] = {}
+        self._wirings: dict[TaskID, asyncio.Task[None]] = {}
+        self._parallel = asyncio.Semaphore(PARALLEL_WIRINGS)
+        self._applied: dict[str, NamespacePlan] = {}
+        self._failures: dict[str, tuple[str, ...]] = {}
+        self._udp_backends: frozenset[Address] = frozenset()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._wake = asyncio.Event()
+        self._passed = asyncio.Condition()
+        self._touched: set[str] = set()
+        self._touch = asyncio.Event()
+
+    def want(self, view: ViewParts, revision: int, *, sweep: bool = False) -> None:
+        """Make the kernel agree with `view`; with `sweep` also remove ours that nobody wants."""
+        self._view, self._revision = view, revision
+        self._sweep_due |= sweep
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled, which leaves the kernel as it is."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._apply(), name="apply views")
+            tasks.create_task(self._listen(), name="kernel events")
+            tasks.create_task(self._check_touched(), name="drift")
+            tasks.create_task(self._check_regularly(), name="slow look")
+
+    # --- views ------------------------------------------------------------------------------------------------------
+
+    async def _apply(self) -> None:
+        delay = RETRY_FIRST
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._view is None:
+                continue
+            revision = self._revision
+            pending = await self._pass(self._view)
+            self._on_applied(revision, pending)
+            async with self._passed:
+                self._passed.notify_all()
+            if self._failures or pending:
+                asyncio.get_running_loop().call_later(delay, self._wake.set)
+                delay = min(2 * delay, RETRY_LAST)
+            else:
+                delay = RETRY_FIRST
+
+    async def _pass(self, view: ViewParts) -> int:
+        """Returns how much of the view is not in the kernel."""
+        try:
+            facts = self._facts or await self._look()
+        except (HivemeshError, OSError) as error:
+            self._note(HOST, (str(error),))
+            return 1
+        plans = self._planner.forwarding(view, self._in_order(), facts)
+        pending = sum([await self._ensure(plan) for plan in plans])
+        await self._forget_connections(view)
+        wired = [s for task, s in self._sandboxes.items() if task not in self._wirings]
+        for sandbox in wired:
+            await self._ensure(self._planner.sandbox(sandbox, facts))
+        wanted = {plan.namespace for plan in plans} | {sandbox_namespace(task) for task in self._sandboxes}
+        for namespace in self._applied.keys() - wanted:
+            await self._remove(namespace)
+        if self._sweep_due:
+            self._sweep_due = False
+            await self._sweep(wanted, view)
+        return pending
+
+    async def _ensure(self, plan: NamespacePlan) -> int:
+        """The number of failures; those of an unchanged plan are tried again."""
+        name = plan.namespace
+        if self._applied.get(name) is plan:
+            return 0
+        async with self._locks[name]:
+            try:
+                outcome = await asyncio.to_thread(self._kernel.ensure, plan)
+                failed = outcome.failed
+            except (HivemeshError, OSError) as error:
+                failed = (str(error),)
+            self._note(name, failed)
+            if failed:
+                self._applied.pop(name, None)
+            else:
+                self._applied[name] = plan
+            if name == HOST or netns.exists(name):
+                self._monitor.add(name)
+        return len(failed)
+
+    def _note(self, namespace: str, failed: tuple[str, ...]) -> None:
+        """Remember what failed, and log it once."""
+        if failed and self._failures.get(namespace) != failed:
+            log.warning("%s is not as it should be: %s", namespace or "the host", "; ".join(failed))
+        if failed:
+            self._failures[namespace] = failed
+        else:
+            self._failures.pop(namespace, None)
+
+    async def _remove(self, namespace: str) -> None:
+        async with self._locks[namespace]:
+            self._monitor.remove(namespace)
+            self._planner.forget(namespace)
+            self._applied.pop(namespace, None)
+            self._failures.pop(namespace, None)
+            await asyncio.to_thread(self._kernel.remove, namespace)
+        self._locks.pop(namespace, None)
+
+    async def _forget_connections(self, view: ViewParts) -> None:
+        """UDP has no end of a connection: a client would go on talking to a backend that left."""
+        now = frozenset(
+            address
+            for publish in view.publishes
+            if publish.protocol == "udp"
+            for backend in publish.backends
+            for address in backend.addresses
+        )
+        gone, self._udp_backends = self._udp_backends - now, now
+        for address in gone:
+            await self._forget_udp(INGRESS_SANDBOX, address)
+
+    async def _forget_udp(self, namespace: str, backend: Address) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                await asyncio.to_thread(conntrack.forget_udp, namespace, backend)
+            except OSError as error:
+                log.warning("cannot forget UDP connections to %s: %s", backend, error)
+
+    async def _sweep(self, wanted: set[str], view: ViewParts) -> None:
+        """Remove namespaces with our mark that belong to nothing in the view."""
+        alive = {sandbox_namespace(task) for task, item in view.tasks.items() if not item.task.status.state.dead}
+        for name in await asyncio.to_thread(self._ours):
+            if name not in wanted | alive:
+                log.info("removing the namespace %s, which nobody wants any more", name)
+                await self._remove(name)
+        self._leases.keep(view.tasks.keys() | self._sandboxes.keys())
+
+    def _ours(self) -> list[str]:
+        found = []
+        for name in netns.names():
+            with contextlib.suppress(OSError):
+                if netns.mark_of(name).startswith(MARK):
+                    found.append(name)
+        return found
+
+    def _in_order(self) -> list[Sandbox]:
+        """Where two claim a host port, the task that should run comes last and wins."""
+        return sorted(self._sandboxes.values(), key=lambda s: (s.task.wanted, s.task.created, s.task.id))
+
+    # --- sandboxes: what executors ask for --------------------------------------------------------------------------
+
+    async def attach(self, task: Task) -> str:
+        """The path of the task's namespace, once it is wired. Raises `Unavailable`."""
+        needed = {attachment.network_id for attachment in task.attachments}
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT), self._passed:
+                await self._passed.wait_for(lambda: self._has(needed))
+        except TimeoutError:
+            raise Unavailable("node is missing network attachments, ip addresses may be exhausted") from None
+        assert self._view is not None
+        assert self._facts is not None
+        networks = {network: self._view.networks[network] for network in needed}
+        lease = self._leases.acquire(task.id, self._facts) if wants_gateway(networks.values()) else None
+        ports = self._leases.host_ports(task.id, task.ports) if lease else ()
+        self._sandboxes[task.id] = Sandbox(task=task, networks=networks, lease=lease, ports=ports)
+        wiring = asyncio.create_task(self._wire(task.id), name=f"wire {task.id}")
+        self._wirings[task.id] = wiring
+        try:
+            await asyncio.shield(wiring)  # a thread cannot be cancelled: `detach` waits for it
+        finally:
+            if wiring.done():
+                self._wirings.pop(task.id, None)
+        if ports:
+            self._wake.set()
+        return netns.path(sandbox_namespace(task.id))
+
+    async def detach(self, task: TaskID) -> None:
+        """Remove the task's sandbox and all it was granted; already gone is fine."""
+        wiring = self._wirings.pop(task, None)
+        if wiring is not None:
+            await asyncio.gather(wiring, return_exceptions=True)
+        sandbox = self._sandboxes.pop(task, None)
+        await self._remove(sandbox_namespace(task))
+        self._leases.release(task)
+        if sandbox is not None:
+            if sandbox.lease is not None and sandbox.ports:
+                for address in (sandbox.lease.v4.ip, sandbox.lease.v6.ip):
+                    await self._forget_udp(HOST, address)
+            self._wake.set()
+
+    def host_ports(self, task: TaskID) -> tuple[PortConfig, ...]:
+        sandbox = self._sandboxes.get(task)
+        return sandbox.ports if sandbox else ()
+
+    def _has(self, networks: Iterable[NetworkID]) -> bool:
+        if self._view is None or HOST not in self._applied:
+            return False
+        known = self._view.networks
+        return all(n in known and overlay_namespace(known[n].id) in self._applied for n in networks)
+
+    async def _wire(self, task: TaskID) -> None:
+        async with self._parallel:
+            assert self._facts is not None
+            plan = self._planner.sandbox(self._sandboxes[task], self._facts)
+            if await self._ensure(plan):
+                raise Unavailable(f"cannot build the sandbox: {'; '.join(self._failures.get(plan.namespace, ()))}")
+
+    # --- drift ------------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for namespace in self._monitor:
+            self._touched.add(namespace)
+            self._touch.set()
+
+    async def _check_touched(self) -> None:
+        while True:
+            await self._touch.wait()
+            await asyncio.sleep(SETTLE)
+            self._touch.clear()
+            touched, self._touched = self._touched, set()
+            if HOST in touched:
+                await self._look_again()
+            for namespace in touched:
+                await self._check(namespace)
+
+    async def _check_regularly(self) -> None:
+        while True:
+            await self._clock.sleep(CHECK_PERIOD)
+            await self._look_again()
+            for namespace in list(self._applied):
+                await self._check(namespace)
+
+    async def _check(self, namespace: str) -> None:
+        """Compare with what we left there, and put it right."""
+        async with self._locks[namespace]:
+            plan = self._applied.get(namespace)
+            if plan is None:
+                return
+            self._kernel.forget(namespace)
+            try:
+                found = await asyncio.to_thread(self._kernel.differences, plan)
+                if not found:
+                    return
+                self.drift[namespace or "host"] += len(found)
+                log.warning("drift in %s, repairing: %s", namespace or "the host", "; ".join(found))
+                outcome = await asyncio.to_thread(self._kernel.ensure, plan)
+                failed, created = outcome.failed, outcome.created
+            except (HivemeshError, OSError) as error:
+                failed, created = (str(error),), False
+            self._note(namespace, failed)
+            if failed:
+                self._applied.pop(namespace, None)
+                self._wake.set()
+        if created:
+            self._rebuilt(namespace)
+
+    def _rebuilt(self, namespace: str) -> None:
+        """A whole namespace had been removed: its neighbours' links went with it, and the task in it is cut off."""
+        self._monitor.remove(namespace)
+        self._monitor.add(namespace)
+        for task in self._sandboxes:
+            if sandbox_namespace(task) == namespace:
+                self._on_lost(task)
+        self._touched |= self._applied.keys() - {namespace}
+        self._touch.set()
+
+    async def _look(self) -> HostFacts:
+        """Raises `Unavailable` or `OSError`."""
+        self._facts = await asyncio.to_thread(gather, self._vtep)
+        return self._facts
+
+    async def _look_again(self) -> None:
+        before = self._facts
+        try:
+            if before is not None and await self._look() != before:
+                log.info("this machine's addresses or links changed")
+                self._wake.set()
+        except (HivemeshError, OSError) as error:
+            log.warning("%s", error)
+
+    # --- for the owner ----------------------------------------------------------------------------------------------
+
+    async def differences(self) -> list[str]:
+        """What the kernel lacks or has too much, over all namespaces; [] means equal to the plan."""
+        if self._view is None:
+            return []
+        try:
+            facts = self._facts or await self._look()
+        except (HivemeshError, OSError) as error:
+            return [f"host: {error}"]
+        plans = self._planner.forwarding(self._view, self._in_order(), facts)
+        plans += [self._planner.sandbox(sandbox, facts) for sandbox in self._sandboxes.values()]
+        found = []
+        for plan in plans:
+            async with self._locks[plan.namespace]:
+                self._kernel.forget(plan.namespace)
+                try:
+                    lines = await asyncio.to_thread(self._kernel.differences, plan)
+                except (HivemeshError, OSError) as error:
+                    lines = [str(error)]
+            found += [f"{plan.namespace or 'host'}: {line}" for line in lines]
+        wanted = {plan.namespace for plan in plans}
+        extra = [name for name in await asyncio.to_thread(self._ours) if name not in wanted]
+        return found + [f"{name}: nobody wants this namespace" for name in extra]
+
+    async def dissolve(self) -> None:
+        """Remove everything of ours from the kernel; `run` has ended."""
+        for name in await asyncio.to_thread(self._ours):
+            await asyncio.to_thread(self._kernel.remove, name)
+        await asyncio.to_thread(self._kernel.remove, HOST)

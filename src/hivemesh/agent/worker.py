@@ -1,0 +1,251 @@
+"""The agent's worker: what the managers assigned to this node, made true and kept true.
+
+    view -> network (host, overlays, ingress sandbox: within milliseconds) -> acknowledged
+         -> executors (one per task, each at its own pace)                 -> reported
+
+What stays true
+- The last view is kept on disk. A daemon that starts without a manager keeps and repairs the network of that view and
+  adopts its containers; it begins nothing new and removes nothing until a manager has spoken.
+- No engine call ever holds up the network.
+"""
+
+import asyncio
+import logging
+import shutil
+import socket
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from hivemesh.agent.executor import Executor
+from hivemesh.agent.identity import write_private
+from hivemesh.agent.leases import Leases
+from hivemesh.agent.network import Kernel, NodeNetwork
+from hivemesh.clock import Clock
+from hivemesh.cnm.node import ViewParts, parts_of
+from hivemesh.engine.api import ContainerInfo, Engine
+from hivemesh.model.addr import Address
+from hivemesh.model.errors import HivemeshError
+from hivemesh.model.ids import TaskID
+from hivemesh.model.service import PortConfig
+from hivemesh.model.task import Task, TaskStatus
+from hivemesh.wire import codec
+from hivemesh.wire.control import AnyItem, TaskItem, View, key_of
+
+log = logging.getLogger("hivemesh.worker")
+
+TASK_LABEL = "com.docker.swarm.task.id"
+SAVE_PERIOD = 0.5
+"""Seconds at least between two writes of the view."""
+RETRY_FIRST, RETRY_LAST = 0.5, 30.0
+DISSOLVE_GRACE = 10.0
+
+
+class AgentPort(Protocol):
+    """The way to the managers: `agent.session.Session`."""
+
+    def report(self, task: TaskID, status: TaskStatus) -> None: ...
+
+    def ack(self, revision: int, pending: int = 0) -> None: ...
+
+
+class _Saved(msgspec.Struct, frozen=True):
+    revision: int
+    items: tuple[AnyItem, ...]
+
+
+class Worker:
+    """One node's. `assign` takes views; `run` does the work until cancelled."""
+
+    def __init__(
+        self, *, port: AgentPort, engine: Engine, applier: Kernel, data_dir: Path, vtep: Address, clock: Clock
+    ) -> None:
+        self._port = port
+        self._engine = engine
+        self._clock = clock
+        self._directory = data_dir / "agent"
+        self._network = NodeNetwork(
+            applier,
+            vtep=vtep,
+            leases=Leases(self._directory / "leases.json"),
+            clock=clock,
+            applied=self._applied,
+            lost=self._lost,
+        )
+        self._view: View = {}
+        self._parts: ViewParts | None = None
+        self._revision = 0
+        self._assigned = False  # a manager has spoken, since this process began
+        self._executors: dict[TaskID, Executor] = {}
+        self._containers: dict[TaskID, ContainerInfo] | None = None  # found at start; None: not known yet
+        self._group: asyncio.TaskGroup | None = None
+        self._save_due = asyncio.Event()
+
+    @property
+    def drift(self) -> dict[str, int]:
+        """Differences somebody else made and we repaired, by namespace ("host" is the machine's own)."""
+        return dict(self._network.drift)
+
+    def assign(self, view: View, revision: int) -> None:
+        """Take over a whole view. Returns at once."""
+        first, self._assigned = not self._assigned, True
+        self._view, self._revision, self._parts = view, revision, parts_of(view)
+        self._network.want(self._parts, revision, sweep=first)
+        self._save_due.set()
+        self._update_tasks()
+
+    async def run(self) -> None:
+        """Cancelling leaves network and containers as they are, for the next one to adopt."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._assigned:
+            self._load()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._group = tasks
+                tasks.create_task(self._network.run(), name="network")
+                tasks.create_task(self._adopt(), name="adopt containers")
+                tasks.create_task(self._save(), name="save the view")
+        finally:
+            self._group = None
+
+    async def equal_to_plan(self) -> list[str]:
+        """Every difference between the kernel and what it should hold; [] means equal."""
+        return await self._network.differences()
+
+    async def dissolve(self) -> None:
+        """Leave the swarm: stop and remove our containers and everything in the kernel. `run` has ended."""
+        try:
+            containers = await self._engine.list()
+        except HivemeshError as error:
+            log.warning("cannot stop the containers of this node: %s", error)
+            containers = []
+        outcomes = await asyncio.gather(*(self._end(c.id) for c in containers), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                log.warning("cannot stop a container: %s", outcome)
+        await self._network.dissolve()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _end(self, container: str) -> None:
+        await self._engine.stop(container, "", DISSOLVE_GRACE)
+        await self._engine.remove(container)
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def _update_tasks(self) -> None:
+        if self._containers is None or self._group is None or self._parts is None:
+            return  # `_adopt` calls again
+        for identifier, item in self._parts.tasks.items():
+            executor = self._executors.get(identifier)
+            if executor is not None:
+                executor.update(item)
+                continue
+            found = self._containers.pop(identifier, None)
+            if self._assigned or found is not None:
+                self._begin(item, found)
+        if self._assigned:
+            for identifier, executor in self._executors.items():
+                if identifier not in self._parts.tasks:
+                    executor.vanish()
+            strangers, self._containers = self._containers, {}
+            for container in strangers.values():
+                log.info("removing the container %s, whose task is gone", container.name)
+                self._group.create_task(self._remove(container), name=f"remove {container.name}")
+
+    def _begin(self, item: TaskItem, found: ContainerInfo | None) -> None:
+        assert self._group is not None
+        executor = Executor(
+            item,
+            engine=self._engine,
+            sandboxes=_Sandboxes(self._network, self._port),
+            clock=self._clock,
+            hostname=socket.gethostname(),
+            found=found,
+        )
+        self._executors[item.task.id] = executor
+        self._group.create_task(self._execute(executor), name=f"task {item.task.id}")
+
+    async def _execute(self, executor: Executor) -> None:
+        try:
+            await executor.run()
+        except Exception:
+            log.exception("the executor of task %s failed", executor.task.name)
+        finally:
+            self._executors.pop(executor.task.id, None)
+
+    async def _adopt(self) -> None:
+        """Learn which containers of ours exist, as soon as the engine says."""
+        delay = RETRY_FIRST
+        while self._containers is None:
+            try:
+                found = await self._engine.list()
+                self._containers = {TaskID(c.labels[TASK_LABEL]): c for c in found}
+            except HivemeshError as error:
+                log.warning("the engine does not say which containers it has, asking again in %g s: %s", delay, error)
+                await self._clock.sleep(delay)
+                delay = min(2 * delay, RETRY_LAST)
+        self._update_tasks()
+
+    async def _remove(self, container: ContainerInfo) -> None:
+        try:
+            await self._end(container.id)
+        except (HivemeshError, OSError) as error:
+            log.warning("cannot remove the container %s: %s", container.name, error)
+
+    # --- what the network says --------------------------------------------------------------------------------------
+
+    def _applied(self, revision: int, pending: int) -> None:
+        if self._assigned:
+            self._port.ack(revision, pending)
+
+    def _lost(self, task: TaskID) -> None:
+        executor = self._executors.get(task)
+        if executor is not None:
+            executor.lose_sandbox("somebody removed the task's network namespace")
+
+    # --- the view on disk -------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        try:
+            saved = codec.unpack((self._directory / "view.msgpack").read_bytes(), _Saved)
+        except (OSError, msgspec.MsgspecError):
+            return  # a fresh node, or a torn file: wait for a manager
+        self._view = {key_of(item): item for item in saved.items}
+        self._revision, self._parts = saved.revision, parts_of(self._view)
+        self._network.want(self._parts, saved.revision)
+
+    async def _save(self) -> None:
+        while True:
+            await self._save_due.wait()
+            await asyncio.sleep(SAVE_PERIOD)  # also so that the kernel comes first
+            self._save_due.clear()
+            saved = _Saved(self._revision, tuple(self._view.values()))
+            try:
+                await asyncio.to_thread(_write, self._directory / "view.msgpack", saved)
+            except OSError as error:
+                log.warning("cannot save the node's view: %s", error)
+
+
+class _Sandboxes:
+    """What an executor needs of the rest of the node."""
+
+    def __init__(self, network: NodeNetwork, port: AgentPort) -> None:
+        self._network = network
+        self._port = port
+
+    async def attach(self, task: Task) -> str:
+        return await self._network.attach(task)
+
+    async def detach(self, task: TaskID) -> None:
+        await self._network.detach(task)
+
+    def host_ports(self, task: Task) -> tuple[PortConfig, ...]:
+        return self._network.host_ports(task.id)
+
+    def report(self, task: TaskID, status: TaskStatus) -> None:
+        self._port.report(task, status)
+
+
+def _write(path: Path, saved: _Saved) -> None:
+    write_private(path, codec.pack(saved))
