@@ -15,6 +15,7 @@ import msgspec
 from hivemesh.clock import Clock
 from hivemesh.control.inbox import Inbox, NodeNews
 from hivemesh.control.monitor import Monitor
+from hivemesh.control.packing import Packer
 from hivemesh.control.views import Deriver, NodeView, difference
 from hivemesh.model.errors import Conflict, Forbidden, Invalid
 from hivemesh.model.ids import NodeID, TaskID
@@ -99,6 +100,7 @@ class Dispatcher:
         self._tables = tables
         self._clock = clock
         self._deriver = Deriver()
+        self._packer = Packer()
         self._sessions: dict[NodeID, Session] = {}
         self._draining: dict[TaskID, int] = {}  # should stop: the first revision without it as a backend
         self._released: set[TaskID] = set()
@@ -205,7 +207,7 @@ class Dispatcher:
                 if frame is None:
                     self._settle()
                 else:
-                    await session.channel.send(codec.pack(frame))
+                    await session.channel.send(self._packer.pack(frame))
         except ConnectionError:
             pass  # the reader sees the end of the connection too
         except Exception:
@@ -220,6 +222,7 @@ class Dispatcher:
     def _refresh(self) -> None:
         store = self._tables.view
         self._deriver.update(store)
+        self._packer.forget()
         self._revision = store.revision
         nodes = store.all(Node)
         self._ready = frozenset(node.id for node in nodes if node.state == "ready")

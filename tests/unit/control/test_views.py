@@ -9,6 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hivemesh.control.packing import Packer
 from hivemesh.control.views import Deriver, derive, difference
 from hivemesh.model.addr import MAC, VNI
 from hivemesh.model.cluster import Cluster, SwarmSpec
@@ -18,7 +19,18 @@ from hivemesh.model.node import Node, NodeSpec
 from hivemesh.model.service import PortConfig, Service, ServiceSpec, TaskSpec
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 from hivemesh.store.tables import View as Store
-from hivemesh.wire.control import NetworkItem, PeerItem, PublishItem, TaskItem, key_of
+from hivemesh.wire import codec
+from hivemesh.wire.control import (
+    Delta,
+    FromManager,
+    NetworkItem,
+    PeerItem,
+    PublishItem,
+    Snapshot,
+    TaskItem,
+    Welcome,
+    key_of,
+)
 
 INGRESS, OTHER = NetworkID("ingress-id"), NetworkID("other-id")
 RUNNING = TaskStatus(state=TaskState.RUNNING)
@@ -226,6 +238,24 @@ def test_deltas_lead_where_a_snapshot_does(steps: list[Any], released: set[TaskI
             del kept[key]
         assert kept == after.flat() == derive(made.view, NodeID("n1"), released)
         at = after
+
+
+def test_shared_items_are_packed_once_into_the_same_bytes() -> None:
+    made, packer, deriver = store(node(1), node(2), service(8090), task(1, 1)), Packer(), Deriver()
+    deriver.update(made.view)
+    for name in ("n1", "n2", "n1"):
+        view = deriver.of(NodeID(name))
+        assert view is not None
+        items = tuple(view.items())
+        for frame in (
+            Snapshot(revision=1, items=items),
+            Delta(base=1, revision=2, changed=items, removed=("node/n9",)),
+            Welcome(heartbeat=5.0, managers=()),
+        ):
+            assert packer.pack(frame) == codec.pack(frame)
+            packed: object = codec.unpack(packer.pack(frame), FromManager)  # type: ignore[arg-type]
+            assert packed == frame
+    packer.forget()
 
 
 def test_a_commit_costs_little_with_50_nodes_and_1000_tasks() -> None:
