@@ -1,0 +1,500 @@
+"""Make the kernel agree with a plan, one namespace at a time, and remember how far that got.
+
+What fights us here:
+- The first look at a namespace reads everything; a network of 10,000 peers must not be read again for each that comes.
+  So belief is kept per kind of object, and dropped for that kind only by a failure, by `forget` (somebody else touched
+  the namespace) or by a link that was made anew.
+- One object the kernel refuses must not hold up the rest: it is named in the outcome, and tried again next time.
+- A veth has two ends in two namespaces and belongs to the plan of its near end. When a bridge is made anew, the plans
+  whose far ends were its ports are doubtful: see `affected`.
+- A namespace may lose its name (`ip netns delete`) and live on: it is pinned again, with all that is inside.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Indices, Kind
+from hivemesh.dataplane.links import Outer, Step, compare, left_over
+from hivemesh.dataplane.ownership import TABLE, is_our_link, is_our_namespace
+from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
+from hivemesh.kernel.linux import Linux
+from hivemesh.kernel.rtnl import Rtnl
+from hivemesh.model.errors import Conflict
+from hivemesh.reconcile.delta import Delta
+from hivemesh.wire.netlink import Message
+from hivemesh.wire.rtnetlink import LinkSeen, add_bridge, add_veth, add_vxlan, delete_link, set_isolated, set_link
+
+log = logging.getLogger("hivemesh.apply")
+
+LINK, SYSCTL, NFT = "link", "sysctl", "nft"
+EVERYTHING = frozenset({LINK, SYSCTL, NFT, *(kind.name for kind in KINDS)})
+"""The names of what `forget` can be told to read again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one `ensure` did."""
+
+    created: bool
+    changed: int
+    """Kernel objects touched."""
+    failed: tuple[str, ...]
+    repaired: tuple[str, ...] = ()
+    """Of what changed, in words: what we had put right before and somebody else undid."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What we know of one namespace."""
+
+    namespace: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    plan: NamespacePlan | None = None  # the last one we applied
+    doubtful: set[str] = field(default_factory=lambda: set(EVERYTHING))
+    failing: set[str] = field(default_factory=set)  # kinds with a failure last time: their repair is no drift
+    indices: Indices = field(default_factory=dict)
+    deltas: dict[str, Delta[Any]] = field(default_factory=dict)
+    identity: tuple[int, int] = (-1, -1)
+
+    def __post_init__(self) -> None:
+        self.deltas = {kind.name: kind.delta(self.namespace) for kind in KINDS}
+
+    def doubt(self, kinds: frozenset[str] = EVERYTHING) -> None:
+        self.doubtful |= kinds
+
+
+@dataclass(slots=True)
+class _Tally:
+    """One `ensure` as it goes."""
+
+    changed: int = 0
+    failed: list[str] = field(default_factory=list)
+    failing: set[str] = field(default_factory=set)
+    repaired: list[str] = field(default_factory=list)
+
+    def fail(self, kind: str, text: str) -> None:
+        self.failed.append(text)
+        self.failing.add(kind)
+
+
+class Applier:
+    """The kernel objects of this node, namespace by namespace. Methods block; safe to call from several threads."""
+
+    def __init__(self, linux: Linux | None = None) -> None:
+        self._linux = linux or Linux()
+        self._held: dict[str, _Held] = {}
+        self._lock = threading.Lock()
+
+    # --- the verbs
+
+    def ensure(self, plan: NamespacePlan) -> Outcome:
+        """Make the namespace hold what the plan says and nothing else of ours; already right: nothing happens.
+
+        Raises `Conflict` when a namespace of that name exists and is not ours, `OSError` when nothing can be done.
+        """
+        held = self._of(plan.namespace)
+        with held.lock:
+            created = self._namespace(held, plan)
+            tally = _Tally()
+            if held.plan != plan or held.doubtful:
+                self._apply(held, plan, tally)
+            return Outcome(
+                created=created, changed=tally.changed, failed=tuple(tally.failed), repaired=tuple(tally.repaired)
+            )
+
+    def remove(self, namespace: str) -> None:
+        """Remove our links, which frees a VXLAN device's VNI at once, then the namespace. Already gone: that is fine.
+
+        Of the host, remove everything of ours. Raises `Conflict` when the namespace is not ours.
+        """
+        if namespace == HOST:
+            self.ensure(NamespacePlan(namespace=HOST, mark=""))
+            return
+        held = self._of(namespace)
+        with held.lock:
+            # one that lost its name and is held open by us goes as well
+            if self._linux.exists(namespace) or self._linux.pin_again(namespace):
+                self._check_mark(namespace)
+                door = self._linux.door(namespace)
+                # a veth goes with the namespace, wherever its other end is; removing it here would cost 10 ms each
+                ours = [x for x in door.links().values() if is_our_link(namespace, x) and x.kind != "veth"]
+                door.apply([delete_link(link.index, link.name) for link in ours])
+            self._linux.delete(namespace)
+        with self._lock:
+            self._held.pop(namespace, None)
+        self._doubt_ports_in(namespace)
+
+    def forget(self, namespace: str, kinds: frozenset[str] = EVERYTHING) -> None:
+        """Somebody else touched the namespace: read those kinds again before the next change, for all of `affected`."""
+        with self._lock:
+            held = self._held.get(namespace)
+        if held is not None:
+            held.doubt(kinds)
+        if LINK in kinds:
+            self._doubt_ports_in(namespace)
+
+    def affected(self, namespace: str) -> tuple[str, ...]:
+        """The namespaces whose plans have objects in `namespace`: itself, and those with a veth's far end there."""
+        with self._lock:
+            others = [
+                h.namespace for h in self._held.values() if h.namespace != namespace and _plugs_into(h, namespace)
+            ]
+        return (namespace, *sorted(others))
+
+    def differences(self, plan: NamespacePlan) -> list[str]:
+        """What the kernel lacks or has too much, read from it whatever we remember; [] means equal."""
+        where = plan.namespace or "host"
+        if not self._linux.exists(plan.namespace):
+            return [f"{where}: the namespace is missing"]
+        if plan.namespace and (mark := self._linux.mark_of(plan.namespace)) != plan.mark:
+            return [f"{where}: the namespace is marked {mark!r} instead of {plan.mark!r}"]
+        door = self._linux.door(plan.namespace)
+        seen = door.links()
+        found = [s.text for s in (*left_over(plan, seen), *compare(plan, plan.links, seen, self._outer()))]
+        indices = {name: link.index for name, link in seen.items()}
+        for kind in KINDS:
+            reading = kind.read(door, plan, indices)
+            wanted = kind.wanted(plan)
+            found += [f"{kind.name} is missing: {_words(value)}" for value in wanted - reading.values]
+            found += [f"{kind.name} is too much: {_words(value)}" for value in reading.values - wanted]
+            found += [f"{kind.name} is too much: {message.subject}" for message in reading.odd]
+        for key, value in self._linux.differing_settings(plan.namespace, plan.sysctls).items():
+            found.append(f"{key} is {value} instead of {plan.sysctls[key]}")
+        tables = self._linux.tables(plan.namespace)
+        for table in plan.tables:
+            found += self._linux.table_differences(plan.namespace, table)
+        found += [f"nft {family} {name} is too much" for family, name in _unwanted_tables(plan, tables)]
+        return [f"{where}: {text}" for text in found]
+
+    # --- namespaces
+
+    def _of(self, namespace: str) -> _Held:
+        with self._lock:
+            return self._held.setdefault(namespace, _Held(namespace))
+
+    def _check_mark(self, namespace: str) -> str:
+        mark = self._linux.mark_of(namespace)
+        if not is_our_namespace(mark):
+            raise Conflict(f"namespace {namespace} exists and is not ours: `ip netns delete {namespace}` removes it")
+        return mark
+
+    def _namespace(self, held: _Held, plan: NamespacePlan) -> bool:
+        """See that it exists and is ours. True if it had to be made."""
+        if plan.namespace == HOST:
+            return False
+        created = False
+        if not self._linux.exists(plan.namespace):
+            if self._linux.pin_again(plan.namespace):
+                log.info("namespace %s had lost its name", plan.namespace)
+            else:
+                self._linux.create(plan.namespace, plan.mark)
+                created = True
+        door = self._linux.door(plan.namespace)
+        if door.identity != held.identity:
+            mark = self._check_mark(plan.namespace)
+            if mark != plan.mark:
+                raise Conflict(f"namespace {plan.namespace} belongs to {mark}, not to {plan.mark}")
+            held.identity = door.identity
+            held.doubt()
+            if created:
+                held.plan = None
+                self._doubt_ports_in(plan.namespace)
+        return created
+
+    def _doubt_ports_in(self, namespace: str) -> None:
+        with self._lock:
+            for held in self._held.values():
+                if held.namespace != namespace and _plugs_into(held, namespace):
+                    held.doubtful.add(LINK)
+
+    # --- one pass
+
+    def _apply(self, held: _Held, plan: NamespacePlan, tally: _Tally) -> None:
+        # what is doubted while we are at it stays doubtful
+        doubtful, held.doubtful = held.doubtful, set()
+        try:
+            door = self._linux.door(plan.namespace)
+            early, late = _settings_by_time(plan)
+            self._settings(held, plan, early, doubtful, tally)
+            if LINK in doubtful or held.plan is None or held.plan.links != plan.links:
+                if self._links(held, plan, door, tally):
+                    doubtful |= EVERYTHING - {LINK}
+                links = door.links()
+                held.indices = {name: link.index for name, link in links.items()}
+            self._settings(held, plan, late, doubtful, tally)
+            self._entries(held, plan, door, doubtful, tally)
+            self._tables(held, plan, doubtful, tally)
+        except BaseException:
+            held.doubt()
+            raise
+        held.plan = plan
+        held.failing = tally.failing
+        held.doubtful |= tally.failing
+
+    def _settings(
+        self, held: _Held, plan: NamespacePlan, keys: Mapping[str, str], doubtful: set[str], tally: _Tally
+    ) -> None:
+        before = held.plan.sysctls if held.plan is not None else {}
+        if SYSCTL not in doubtful:
+            keys = {key: value for key, value in keys.items() if before.get(key) != value}
+        differing = self._linux.differing_settings(plan.namespace, keys)
+        if not differing:
+            return
+        failed = self._linux.write_settings(plan.namespace, {key: keys[key] for key in keys if key in differing})
+        for key, error in failed.items():
+            tally.fail(SYSCTL, f"set {key} to {keys[key]}: {error.strerror}")
+        for key, value in differing.items():
+            if key in failed:
+                continue
+            tally.changed += 1
+            if before.get(key) == keys[key] and SYSCTL not in held.failing:
+                tally.repaired.append(f"{key} was {value} instead of {keys[key]}")
+
+    # --- links
+
+    def _outer(self) -> Outer:
+        """A look-up of veths' far ends that asks for each bridge once."""
+        masters: dict[tuple[str, str], int] = {}
+
+        def look_up(veth: Veth) -> tuple[LinkSeen | None, int]:
+            end = veth.outer
+            try:
+                door = self._linux.door(end.namespace)
+            except FileNotFoundError:
+                return None, 0
+            where = (end.namespace, end.master)
+            if where not in masters:
+                bridge = door.link(end.master)
+                masters[where] = bridge.index if bridge is not None and bridge.kind == "bridge" else 0
+            return door.link(end.name), masters[where]
+
+        return look_up
+
+    def _links(self, held: _Held, plan: NamespacePlan, door: Rtnl, tally: _Tally) -> bool:
+        """True if links were made, removed or brought up: what hangs on them may be gone."""
+        outer = self._outer()
+        seen = door.links()
+        steps = list(left_over(plan, seen))
+        bridges = [link for link in plan.links if isinstance(link, Bridge)]
+        steps += compare(plan, bridges, seen, outer)
+        for step in steps:
+            self._step(held, plan, door, step, outer, tally)
+        if steps:
+            seen = door.links()
+        others = list(compare(plan, [link for link in plan.links if link not in bridges], seen, outer))
+        for step in others:
+            self._step(held, plan, door, step, outer, tally)
+        if any(step.create and isinstance(step.link, Bridge) for step in steps):
+            self._doubt_ports_in(plan.namespace)
+        return bool(steps or others)
+
+    def _step(self, held: _Held, plan: NamespacePlan, door: Rtnl, step: Step, outer: Outer, tally: _Tally) -> None:
+        if step.refused:
+            tally.fail(LINK, step.text)
+            return
+        failures: list[str] = []
+        try:
+            if step.remove is not None:
+                failures += _send(door, [delete_link(step.remove.index, step.name)])
+            if step.create and not failures:
+                assert step.link is not None
+                failures += self._create(plan, door, step.link, outer)
+            if step.inside:
+                failures += _send(door, step.inside)
+            if step.outside:
+                assert isinstance(step.link, Veth)
+                failures += _send(self._linux.door(step.link.outer.namespace), step.outside)
+        except OSError as error:
+            failures.append(f"link {step.name}: {os.strerror(error.errno) if error.errno else error}")
+        for failure in failures:
+            tally.fail(LINK, failure)
+        if not failures:
+            tally.changed += 1
+            before = held.plan.links if held.plan is not None else ()
+            known = step.link in before if step.link is not None else all(x.name != step.name for x in before)
+            if held.plan is not None and known and LINK not in held.failing:
+                tally.repaired.append(step.text)
+
+    def _create(self, plan: NamespacePlan, door: Rtnl, link: Link, outer: Outer) -> list[str]:
+        if isinstance(link, Bridge):
+            failures = _send(door, [add_bridge(link.name, link.mtu, link.mac)])
+        elif isinstance(link, Vxlan):
+            failures = self._create_vxlan(door, link)
+        else:
+            failures = self._create_veth(door, link, outer)
+        made = None if failures else door.link(link.name)
+        if made is None:
+            return failures
+        finish = [set_link(made.index, link.name, up=True)] if isinstance(link, Veth) else []
+        if link.alias:
+            finish.append(set_link(made.index, link.name, alias=link.alias))
+        return _send(door, finish)
+
+    def _create_vxlan(self, door: Rtnl, link: Vxlan) -> list[str]:
+        master = door.link(link.master)
+        if master is None:
+            return [f"link {link.name}: there is no bridge {link.master}"]
+        handle = door.handle()
+        try:
+            message = add_vxlan(
+                link.name,
+                vni=link.vni,
+                port=link.port,
+                local=link.local,
+                mtu=link.mtu,
+                master=master.index,
+                namespace=handle,
+            )
+            # its socket and its routes stay where the message is sent
+            return _send(self._linux.door(HOST), [message])
+        finally:
+            os.close(handle)
+
+    def _create_veth(self, door: Rtnl, link: Veth, outer: Outer) -> list[str]:
+        end = link.outer
+        stale, master = outer(link)
+        if not master:
+            where = f" in namespace {end.namespace}" if end.namespace else ""
+            return [f"link {link.name}: there is no bridge {end.master}{where}"]
+        far_door = self._linux.door(end.namespace)
+        if stale is not None:
+            if not is_our_link(end.namespace, stale):
+                return [f"link {link.name}: {end.name} exists and is not ours"]
+            failures = _send(far_door, [delete_link(stale.index, end.name)])
+            if failures:
+                return failures
+        handle = door.handle()
+        try:
+            message = add_veth(end.name, link.name, mtu=link.mtu, mac=link.mac, master=master, namespace=handle)
+            failures = _send(far_door, [message])
+        finally:
+            os.close(handle)
+        far = None if failures or not (end.isolated or end.alias) else far_door.link(end.name)
+        if far is None:
+            return failures
+        finish = [set_isolated(far.index, end.name, True)] if end.isolated else []
+        if end.alias:
+            finish.append(set_link(far.index, end.name, alias=end.alias))
+        return _send(far_door, finish)
+
+    # --- what hangs on links
+
+    def _entries(self, held: _Held, plan: NamespacePlan, door: Rtnl, doubtful: set[str], tally: _Tally) -> None:
+        messages: list[Message] = []
+        owners: dict[int, tuple[Kind[Any], Any]] = {}  # by the message's id: its kind, and its value if it is wanted
+        puts: list[Message] = []
+        drift: dict[int, str] = {}
+        for kind in KINDS:
+            delta = held.deltas[kind.name]
+            wanted = kind.wanted(plan)
+            before = kind.wanted(held.plan) if held.plan is not None else None
+            was_read = kind.name in doubtful or delta.needs_readback
+            removals: list[tuple[Message, Any]] = []
+            if was_read:
+                reading = kind.read(door, plan, held.indices)
+                delta.believe(reading.values)
+                removals += [(message, None) for message in reading.odd]
+            change = delta.change(wanted)
+            removals += [
+                (kind.remove(held.indices, value), value) for value in change.remove if _on_link(value, held.indices)
+            ]
+            if kind is KINDS[0] and removals:
+                # removing an IPv4 address takes others of its subnet and routes with it: look again
+                self._send_entries(removals, kind, door, tally)
+                doubtful |= EVERYTHING - {NEIGHBOR.name, FDB.name}
+                delta.believe(kind.read(door, plan, held.indices).values)
+                change, removals = delta.change(wanted), []
+            for message, value in removals:
+                owners[id(message)] = (kind, value)
+                messages.append(message)
+                if was_read and before is not None and value not in before and kind.name not in held.failing:
+                    drift[id(message)] = f"{kind.name} was too much: {message.subject}"
+            for value in change.put:
+                if not _on_link(value, held.indices):
+                    tally.fail(kind.name, f"{kind.name} {_words(value)}: there is no such link")
+                    continue
+                message = kind.put(plan, held.indices, value)
+                owners[id(message)] = (kind, value)
+                puts.append(message)
+                if was_read and before is not None and value in before and kind.name not in held.failing:
+                    drift[id(message)] = f"{kind.name} was missing: {message.subject}"
+            delta.believe(wanted)
+        messages += puts
+        refused = set()
+        for failure in door.apply(messages) if messages else ():
+            kind, _ = owners[id(failure.message)]
+            if failure.message.verb.startswith("delete_") and failure.errno in GONE:
+                continue
+            refused.add(id(failure.message))
+            tally.fail(kind.name, str(failure))
+        for name in tally.failing & held.deltas.keys():
+            held.deltas[name].forget()
+        tally.changed += len(messages) - len(refused)
+        tally.repaired += [text for key, text in drift.items() if key not in refused]
+
+    def _send_entries(self, removals: list[tuple[Message, Any]], kind: Kind[Any], door: Rtnl, tally: _Tally) -> None:
+        failures = [f for f in door.apply([message for message, _ in removals]) if f.errno not in GONE]
+        for failure in failures:
+            tally.fail(kind.name, str(failure))
+        tally.changed += len(removals) - len(failures)
+
+    # --- nftables
+
+    def _tables(self, held: _Held, plan: NamespacePlan, doubtful: set[str], tally: _Tally) -> None:
+        before = held.plan.tables if held.plan is not None else ()
+        if NFT not in doubtful and before == plan.tables:
+            return
+        undoing = NFT in doubtful and NFT not in held.failing
+        for table in plan.tables:
+            try:
+                changed = self._linux.ensure_table(plan.namespace, table)
+            except OSError as error:
+                tally.fail(NFT, f"table {table.family} {table.name}: {error}")
+                continue
+            tally.changed += changed
+            if changed and undoing and table in before:
+                tally.repaired.append(f"nft {table.family} {table.name}: {changed} changes")
+        try:
+            for family, name in _unwanted_tables(plan, self._linux.tables(plan.namespace)):
+                self._linux.delete_table(plan.namespace, family, name)
+                tally.changed += 1
+        except OSError as error:
+            tally.fail(NFT, f"remove tables of ours: {error}")
+
+
+def _plugs_into(held: _Held, namespace: str) -> bool:
+    plan = held.plan
+    return plan is not None and any(isinstance(x, Veth) and x.outer.namespace == namespace for x in plan.links)
+
+
+def _send(door: Rtnl, messages: Sequence[Message]) -> list[str]:
+    return [str(failure) for failure in door.apply(messages)] if messages else []
+
+
+def _on_link(value: object, indices: Indices) -> bool:
+    link = getattr(value, "link", None)
+    return link is None or link in indices
+
+
+def _words(value: object) -> str:
+    """A value as `name=value` pairs, without its class."""
+    pairs = [(name, getattr(value, name)) for name in getattr(value, "__slots__", ())]
+    return " ".join(f"{name}={part}" for name, part in pairs if part is not None)
+
+
+def _settings_by_time(plan: NamespacePlan) -> tuple[dict[str, str], dict[str, str]]:
+    """Those of links must wait for the links; of the others, forwarding goes first: it sets others to its defaults."""
+    links = {link.name for link in plan.links}
+    late = {key: value for key, value in plan.sysctls.items() if links & set(key.split("/"))}
+    early = {key: value for key, value in plan.sysctls.items() if key not in late}
+    forwarding = [key for key in early if key.endswith(("/ip_forward", "/forwarding"))]
+    return {key: early[key] for key in (*forwarding, *(k for k in early if k not in forwarding))}, late
+
+
+def _unwanted_tables(plan: NamespacePlan, tables: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    wanted = {(table.family, table.name) for table in plan.tables}
+    return sorted(key for key in tables if key[1] == TABLE and key not in wanted)

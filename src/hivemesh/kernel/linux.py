@@ -1,0 +1,55 @@
+"""Everything the layers above ask of Linux, as one object that tests can put another in front of."""
+
+from collections.abc import Mapping
+
+from hivemesh.kernel import netns, nft, rtnl, sysctl
+from hivemesh.wire.nft import Table
+
+
+class Linux:
+    """The kernel itself. Methods block for a moment; call them off the event loop."""
+
+    # --- namespaces
+
+    def exists(self, namespace: str) -> bool:
+        return not namespace or netns.exists(namespace)
+
+    def create(self, namespace: str, mark: str) -> None:
+        netns.create(namespace, mark)
+
+    def pin_again(self, namespace: str) -> bool:
+        return netns.pin_again(namespace)
+
+    def mark_of(self, namespace: str) -> str:
+        return netns.mark_of(namespace)
+
+    def delete(self, namespace: str) -> None:
+        netns.delete(namespace)
+
+    # --- links and what hangs on them
+
+    def door(self, namespace: str) -> rtnl.Rtnl:
+        """Raises `FileNotFoundError` when there is no such namespace."""
+        return rtnl.door(namespace)
+
+    # --- settings
+
+    def differing_settings(self, namespace: str, wanted: Mapping[str, str]) -> dict[str, str | None]:
+        return sysctl.differing(namespace, wanted)
+
+    def write_settings(self, namespace: str, settings: Mapping[str, str]) -> dict[str, OSError]:
+        return sysctl.write(namespace, settings)
+
+    # --- nftables
+
+    def ensure_table(self, namespace: str, table: Table) -> int:
+        return nft.ensure(namespace, table)
+
+    def delete_table(self, namespace: str, family: str, name: str) -> None:
+        nft.delete(namespace, family, name)
+
+    def tables(self, namespace: str) -> set[tuple[str, str]]:
+        return nft.tables(namespace)
+
+    def table_differences(self, namespace: str, table: Table) -> list[str]:
+        return nft.differences(namespace, table)
