@@ -8,6 +8,7 @@ is wanted at a time. Everything is read off the tasks themselves, so a pass may 
   when its delay is over and the task before it has stopped.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,12 +90,13 @@ class _Pass:
                 if task.id != latest.id and task.desired <= TaskState.RUNNING:
                     self._tx.put(self._stopped(task))
             if latest.status.state.dead:
-                self._ended(slot)
+                updating += self._ended(slot)
             elif latest.desired > TaskState.RUNNING:
                 continue  # on its way out with no successor yet: judged when it has ended
             elif self._lost(latest) or self._unfit(latest):
                 delay = self._delay if self._is_down(latest) else 0.0
                 self._replace(latest, delay)
+                updating += 1
             elif self._is_outdated(latest):
                 outdated.append(latest)
             else:
@@ -142,14 +144,17 @@ class _Pass:
     def _delay(self) -> float:
         return self._service.spec.task_template.restart_policy.delay / SECOND
 
-    def _ended(self, slot: _Slot) -> None:
+    def _ended(self, slot: _Slot) -> bool:
+        """Whether a successor starts."""
         latest = slot.latest
         if latest.spec_version != self._service.spec_version:
             self._replace(latest, 0.0)
         elif self._should_restart(slot):
             self._replace(latest, self._delay)
-        elif latest.desired <= TaskState.RUNNING:
+        else:
             self._tx.put(self._stopped(latest))
+            return False
+        return True
 
     def _should_restart(self, slot: _Slot) -> bool:
         latest = slot.latest
@@ -180,6 +185,8 @@ class _Pass:
         self._wake_at(self._now + delay)
 
     def _stopped(self, task: Task) -> Task:
+        if task.desired > TaskState.RUNNING:
+            return task
         stopped = msgspec.structs.replace(task, desired=TaskState.SHUTDOWN, updated=self._now)
         return _settle(self._tx, stopped, self._now)
 
@@ -246,12 +253,16 @@ class _Pass:
 
 
 def _by_worth(slots: list[_Slot]) -> list[_Slot]:
-    """Running ones first, then by how many of the same node come before: the fullest nodes lose first."""
-    slots = sorted(slots, key=lambda slot: (not slot.latest.serving, slot.number))
-    copies: dict[str | None, int] = {}
+    """Running ones first, then those with a node, then by how many of the same node come before: the fullest nodes
+    lose first.
+    """
+
+    def progress(slot: _Slot) -> tuple[bool, bool]:
+        return not slot.latest.serving, slot.latest.node_id is None
+
+    copies: Counter[str | None] = Counter()
     ranked = []
-    for slot in slots:
-        latest = slot.latest
-        rank = copies[latest.node_id] = copies.get(latest.node_id, -1) + 1
-        ranked.append((not latest.serving, rank, slot.number, slot))
-    return [slot for *_, slot in sorted(ranked, key=lambda entry: entry[:3])]
+    for slot in sorted(slots, key=lambda slot: (progress(slot), slot.number)):
+        ranked.append(((progress(slot), copies[slot.latest.node_id], slot.number), slot))
+        copies[slot.latest.node_id] += 1
+    return [slot for _, slot in sorted(ranked, key=lambda entry: entry[0])]

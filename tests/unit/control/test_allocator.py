@@ -1,0 +1,181 @@
+"""Subnets, VNIs, addresses, VIPs and ports: granted, kept, freed, exhausted."""
+
+from ipaddress import ip_address, ip_network
+
+from world import World, publish, spec
+
+from hivemesh.model.addr import first_v4, first_v6, mac_of
+from hivemesh.model.service import RestartPolicy
+from hivemesh.model.task import TaskState
+
+
+def test_a_new_swarm_has_its_ingress_network() -> None:
+    world = World(2)
+    ingress = world.network("ingress")
+    assert ingress.vni == 4096
+    assert str(ingress.subnets[0].prefix) == "10.0.0.0/24"
+    prefix6 = ingress.subnets[1].prefix
+    assert prefix6.prefixlen == 64
+    assert ip_network("fd00::/8").supernet_of(prefix6)  # type: ignore[arg-type]
+    for number, name in ((2, "n1"), (3, "n2")):
+        (attachment,) = world.node(name).attachments
+        assert attachment.network_id == ingress.id
+        assert first_v4(attachment.addresses) == ip_address(f"10.0.0.{number}")
+        assert first_v6(attachment.addresses) == prefix6.network_address + number
+        assert attachment.mac == f"02:42:0a:00:00:0{number}"
+
+
+def test_networks_get_the_next_subnet_and_vni() -> None:
+    world = World()
+    assert [str(world.create_network("a").subnets[0].prefix), world.network("a").vni] == ["10.0.1.0/24", 4097]
+    assert len(world.network("a").subnets) == 1
+    given = world.create_network("b", "172.30.0.0/16", "fd12::/64")
+    assert [str(subnet.prefix) for subnet in given.subnets] == ["172.30.0.0/16", "fd12::/64"]
+    assert [str(subnet.gateway) for subnet in given.subnets] == ["172.30.0.1", "fd12::1"]
+    both = world.create_network("c", ipv6=True)
+    assert str(both.subnets[0].prefix) == "10.0.2.0/24"
+    assert both.subnets[1].prefix != world.network("ingress").subnets[1].prefix
+    world.change(lambda tx: tx.delete(both))
+    again = world.create_network("d")
+    assert (str(again.subnets[0].prefix), again.vni) == ("10.0.2.0/24", 4100)
+
+
+def test_subnets_stay_clear_of_the_nodes_own_addresses() -> None:
+    world = World(2, pools=("198.51.100.0/24",), subnet_size=28)
+    assert str(world.network("ingress").subnets[0].prefix) == "198.51.100.16/28"
+
+
+def test_tasks_have_ingress_first_then_networks_as_listed() -> None:
+    world = World()
+    back, front = world.create_network("back", ipv6=True), world.create_network("front")
+    service = world.create(spec(replicas=2, ports=[publish(8090)], networks=["front", "back"]))
+    order = [world.network("ingress").id, front.id, back.id]
+    assert [vip.network_id for vip in service.vips] == order
+    for task in world.tasks("web"):
+        assert [attachment.network_id for attachment in task.attachments] == order
+        assert [len(attachment.addresses) for attachment in task.attachments] == [2, 1, 2]
+        for attachment in task.attachments:
+            address = first_v4(attachment.addresses)
+            assert address is not None
+            assert attachment.mac == mac_of(address)
+    host = world.create(spec("host", ports=[publish(9000, mode="host")]))
+    assert host.vips == ()
+    assert world.tasks("host")[0].attachments == ()
+
+
+def test_nodes_join_networks_with_their_tasks_and_leave_with_them() -> None:
+    world = World(2)
+    front = world.create_network("front")
+    world.create(spec(networks=["front"]))
+    world.agents()
+    (task,) = world.tasks("web")
+    joined = [node for node in world.view.all(type(world.node("n1"))) if len(node.attachments) == 2]
+    assert [node.id for node in joined] == [task.node_id]
+    assert joined[0].attachments[1].network_id == front.id
+    world.remove("web")
+    assert len(world.node(joined[0].id).attachments) == 2  # the task still runs
+    world.agents()
+    assert len(world.node(joined[0].id).attachments) == 1
+
+
+def test_addresses_are_kept_until_the_task_is_seen_dead_and_not_given_again_at_once() -> None:
+    world = World()
+    world.create(spec(ports=[publish(8090)], restart=RestartPolicy(delay=0)))
+    world.agents()
+    seen = []
+    for _ in range(5):
+        (task,) = world.wanted("web")
+        seen.append(first_v4(task.attachments[0].addresses))
+        world.report(task, TaskState.RUNNING)
+        world.report(task, TaskState.FAILED)
+    assert len(set(seen)) == 5
+
+
+def test_a_new_manager_goes_on_after_the_youngest_endpoint() -> None:
+    world = World()
+    world.create(spec(replicas=3, ports=[publish(8090)]))
+    world.agents()
+    last = first_v4(world.tasks("web")[-1].attachments[0].addresses)
+    world.cursors = type(world.cursors)()
+    world.now += 1
+    world.update("web", spec(replicas=4, ports=[publish(8090)]))
+    assert last is not None
+    assert first_v4(world.tasks("web")[-1].attachments[0].addresses) == last + 1
+
+
+def test_exhaustion_is_shown_by_the_task_and_ends_with_room() -> None:
+    world = World(2, pools=("10.0.0.0/28",), subnet_size=29)
+    world.create(spec(replicas=2, ports=[publish(8090)]))  # two nodes, a VIP, two tasks: full
+    world.agents()
+    world.create(spec("more", ports=[publish(8091)]))
+    assert world.service("more").error == "network ingress: no free address in 10.0.0.0/29"
+    (stuck,) = world.tasks("more")
+    assert stuck.status.state == TaskState.NEW
+    assert stuck.status.err == "network ingress: no free address in 10.0.0.0/29"
+    assert world.at_rest()
+    world.remove("web")
+    world.agents()
+    world.agents()
+    served = world.task(stuck)
+    assert served.serving
+    assert served.status.err == ""
+    assert world.service("more").error == ""
+
+
+def test_a_service_half_exhausted_runs_what_fits() -> None:
+    world = World(1, pools=("10.0.0.0/28",), subnet_size=29)
+    world.create(spec(replicas=5, ports=[publish(8090)]))
+    states = [task.status.state for task in world.tasks("web")]
+    assert states.count(TaskState.ASSIGNED) == 3
+    assert {task.status.err for task in world.tasks("web") if task.status.state == TaskState.NEW} == {
+        "network ingress: no free address in 10.0.0.0/29"
+    }
+    world.update("web", spec(replicas=3, ports=[publish(8090)]))
+    assert all(task.status.state == TaskState.ASSIGNED for task in world.wanted("web"))
+
+
+def test_pools_without_a_subnet_left_are_an_error_of_the_network() -> None:
+    world = World(1, pools=("10.0.0.0/24",))
+    network = world.create_network("a")
+    assert network.error == "network a: no free /24 subnet is left in the address pools (10.0.0.0/24)"
+    world.create(spec(networks=["a"]))
+    assert world.tasks("web")[0].status.err == network.error
+
+
+def test_dynamic_ports_are_chosen_once_and_stay() -> None:
+    world = World()
+    first = world.create(spec("a", ports=[publish(0), publish(0, 53, protocol="udp")]))
+    assert [port.published_port for port in first.ports] == [30000, 30001]
+    second = world.create(spec("b", ports=[publish(0), publish(30002, 81)]))
+    assert [port.published_port for port in second.ports] == [30003, 30002]
+    kept = world.update("a", spec("a", 3, image="new", ports=[publish(0, 81), publish(0)]))
+    assert [port.published_port for port in kept.ports] == [30004, 30000]
+    world.remove("b")
+    third = world.create(spec("c", ports=[publish(0)]))
+    assert third.ports[0].published_port == 30005
+
+
+def test_host_ports_without_a_number_stay_open() -> None:
+    world = World()
+    assert world.create(spec(ports=[publish(0, mode="host")])).ports[0].published_port == 0
+
+
+def test_vips_are_kept_over_updates_and_freed_by_dnsrr() -> None:
+    world = World()
+    world.create_network("front")
+    world.create_network("back")
+    before = world.create(spec(networks=["front"]))
+    after = world.update("web", spec(networks=["back", "front"], image="new"))
+    assert after.vips[1] == before.vips[0]
+    assert world.update("web", spec(networks=["back"])).vips == after.vips[:1]
+    assert world.update("web", spec(networks=["back"], mode="dnsrr")).vips == ()
+
+
+def test_an_ingress_network_of_the_users_own_replaces_the_first() -> None:
+    world = World()
+    ingress = world.network("ingress")
+    world.change(lambda tx: tx.delete(ingress))
+    assert world.node("n1").attachments == ()
+    mine = world.create_network("mine", "10.50.0.0/16", ingress=True)
+    assert world.create(spec(ports=[publish(8090)])).vips[0].network_id == mine.id
+    assert {node.attachments[0].network_id for node in map(world.node, ("n1", "n2", "n3"))} == {mine.id}
