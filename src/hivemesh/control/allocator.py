@@ -56,9 +56,8 @@ def allocate(tx: Transaction, now: float, new_id: NewId, cursors: Cursors) -> No
 def _allocate_networks(tx: Transaction, cursors: Cursors) -> None:
     for network in [network for network in tx.all(Network) if network.vni is None]:
         try:
-            granted = msgspec.structs.replace(
-                network, vni=_vni(tx, network, cursors), subnets=_subnets(tx, network), error=""
-            )
+            subnets = _subnets(tx, network)
+            granted = msgspec.structs.replace(network, subnets=subnets, vni=_vni(tx, network, cursors), error="")
         except Exhausted as error:
             granted = msgspec.structs.replace(network, error=f"network {network.spec.name}: {error}")
         tx.put(granted)

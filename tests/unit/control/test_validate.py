@@ -1,0 +1,252 @@
+"""Bad input: refused with words that say what to do, and nothing changed."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from world import World, publish, spec
+
+from hivemesh.control import networks, nodes, services
+from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unsupported
+from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, NetworkSpec
+from hivemesh.model.node import NodeSpec
+from hivemesh.model.service import Mount, ResourceLimits, Resources, RestartPolicy, ServiceSpec, UpdateConfig
+
+
+def container(**fields: object) -> ServiceSpec:
+    wanted = spec()
+    template = wanted.task_template
+    template = msgspec.structs.replace(
+        template, container_spec=msgspec.structs.replace(template.container_spec, **fields)
+    )
+    return msgspec.structs.replace(wanted, task_template=template)
+
+
+def limited(**fields: int) -> ServiceSpec:
+    wanted = spec()
+    template = msgspec.structs.replace(wanted.task_template, resources=Resources(limits=ResourceLimits(**fields)))
+    return msgspec.structs.replace(wanted, task_template=template)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "words"),
+    [
+        (spec("-web"), Invalid, "invalid service name '-web': use letters"),
+        (spec("a" * 64), Invalid, "at most 63"),
+        (spec("web_"), Invalid, "invalid service name"),
+        (spec("we b"), Invalid, "invalid service name"),
+        (spec("web\n"), Invalid, "invalid service name"),
+        (spec(replicas=-1), Invalid, "Replicas: -1 is out of range"),
+        (spec(replicas=10_001), Invalid, "use 0 to 10000"),
+        (spec(image=""), Invalid, "image reference must be provided"),
+        (spec(image="who am i"), Invalid, "not a valid repository/tag"),
+        (spec(ports=[publish(8090, 0)]), Invalid, "target port 0 is out of range"),
+        (spec(ports=[publish(8090, 65536)]), Invalid, "target port 65536"),
+        (spec(ports=[publish(-1)]), Invalid, "published port -1"),
+        (spec(ports=[publish(70000)]), Invalid, "published port 70000"),
+        (spec(ports=[publish(80), publish(80, 81)]), Invalid, "EndpointSpec: duplicate published ports provided"),
+        (spec(ports=[publish(80), publish(80, mode="host")]), Invalid, "duplicate published ports"),
+        (spec(ports=[publish(0), publish(0)]), Invalid, "duplicate ports"),
+        (spec(ports=[publish(80)], mode="dnsrr"), Invalid, "port published with ingress mode can't be used with dnsrr"),
+        (spec(networks=["nowhere"]), NotFound, "network nowhere not found"),
+        (spec(networks=["host"]), Unsupported, "network host is not supported for services"),
+        (spec(networks=["ingress"]), Invalid, "cannot be explicitly attached to the ingress network"),
+        (spec(networks=["front", "front"]), Invalid, "network front is given twice"),
+        (spec(constraints=["node.role"]), Invalid, "expected one operator from ==, !="),
+        (spec(constraints=["no de==x"]), Invalid, "key 'no de' is invalid"),
+        (spec(constraints=["node.id=="]), Invalid, "value '' is invalid"),
+        (spec(max_replicas=-1), Invalid, "MaxReplicas cannot be negative"),
+        (spec(restart=RestartPolicy(delay=-1)), Invalid, "restart-delay cannot be negative"),
+        (spec(restart=RestartPolicy(max_attempts=-1)), Invalid, "restart-maxattempts cannot be negative"),
+        (spec(update=UpdateConfig(parallelism=-1)), Invalid, "UpdateConfig: parallelism cannot be negative"),
+        (spec(update=UpdateConfig(max_failure_ratio=2)), Invalid, "bigger than 1"),
+        (spec(update=UpdateConfig(order="start-first")), Unsupported, "start-first is not supported yet"),
+        (spec(update=UpdateConfig(failure_action="rollback")), Unsupported, "failure action rollback"),
+        (container(env=("=x",)), Invalid, "invalid environment variable '=x'"),
+        (container(mounts=(Mount(target=""),)), Invalid, "mount target must be provided"),
+        (container(mounts=(Mount(target="/a"), Mount(target="/a"))), Invalid, "duplicate mount point: /a"),
+        (container(mounts=(Mount(type="bind", source="rel", target="/a"),)), Invalid, "absolute path"),
+        (limited(nano_cpus=1000), Invalid, "invalid cpu value 1e-06: Must be at least 0.001"),
+        (limited(memory_bytes=1024), Invalid, "Must be at least 4MiB"),
+    ],
+)
+def test_a_bad_service_is_refused_and_nothing_changes(
+    wanted: ServiceSpec, error: type[HivemeshError], words: str
+) -> None:
+    world = World(1)
+    world.create_network("front")
+    revision = world.view.revision
+    with pytest.raises(error) as caught:
+        world.create(wanted)
+    assert words in str(caught.value)
+    assert world.view.revision == revision
+    assert not world.tasks()
+
+
+def test_a_name_taken_is_a_conflict() -> None:
+    world = World(1)
+    world.create(spec())
+    with pytest.raises(Conflict, match="name conflicts with an existing object: service web already exists"):
+        world.create(spec())
+
+
+def test_a_service_without_a_name_gets_one() -> None:
+    world = World(1)
+    names = {world.create(spec("")).spec.name for _ in range(20)}
+    assert len(names) == 20
+
+
+def test_renaming_is_refused() -> None:
+    world = World(1)
+    world.create(spec())
+    with pytest.raises(Unsupported, match="renaming services is not supported"):
+        world.update("web", spec("other"))
+
+
+def test_a_port_of_another_service_is_refused_with_its_name() -> None:
+    world = World(2)
+    first = world.create(spec("first", ports=[publish(8090), publish(0, 81)]))
+    hosted = world.create(spec("hosted", ports=[publish(9000, mode="host")]))
+    for port, words in (
+        (publish(8090), f"port '8090' is already in use by service 'first' ({first.id}) as an ingress port"),
+        (publish(30000), f"port '30000' is already in use by service 'first' ({first.id}) as an ingress port"),
+        (publish(8090, mode="host"), "as an ingress port"),
+        (publish(9000), f"'9000' is already in use by service 'hosted' ({hosted.id}) as a host-published port"),
+    ):
+        with pytest.raises(Invalid) as caught:
+            world.create(spec("second", ports=[port]))
+        assert words in str(caught.value)
+    world.create(spec("udp", ports=[publish(8090, protocol="udp")]))
+    world.create(spec("also-hosted", ports=[publish(9000, mode="host")]))
+    world.update("first", spec("first", 2, ports=[publish(8090), publish(0, 81)]))
+    with pytest.raises(Invalid, match="9000"):
+        world.update("first", spec("first", ports=[publish(9000)]))
+
+
+def test_publishing_without_an_ingress_network_says_how_to_make_one() -> None:
+    world = World(1)
+    world.change(lambda tx: networks.remove(tx, "ingress"))
+    with pytest.raises(Invalid, match=r"no ingress network is present.*network create"):
+        world.create(spec(ports=[publish(8090)]))
+
+
+def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSpec:
+    return msgspec.structs.replace(NetworkSpec(name=name, ipam=ipam), **fields)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "words"),
+    [
+        (network(""), Invalid, "network name must be provided"),
+        (network("-"), Invalid, "invalid network name '-'"),
+        (network("host"), Forbidden, "host is a pre-defined network and cannot be created"),
+        (network("front"), Conflict, "network with name front already exists"),
+        (network(driver="macvlan"), Unsupported, "network driver 'macvlan' is not supported"),
+        (network("net", IPAMConfig(subnet="10.0.0.0")), Invalid, "10.0.0.0/32: too small"),
+        (network("net", IPAMConfig(subnet="10.9.0.1/24")), Invalid, "expected a prefix"),
+        (network("net", IPAMConfig(subnet="what")), Invalid, "invalid subnet 'what'"),
+        (network("net", IPAMConfig(subnet="10.9.0.0/30")), Invalid, "too small, use /29 or larger"),
+        (network("net", IPAMConfig(subnet="127.0.0.0/16")), Invalid, "not a range for hosts"),
+        (network("net", IPAMConfig(subnet="10.0.0.0/16")), Invalid, "overlaps with other one on this address space"),
+        (
+            network("net", IPAMConfig(subnet="198.51.100.0/24")),
+            Invalid,
+            "it contains 198.51.100.11, the address of a node",
+        ),
+        (network("net", IPAMConfig(subnet="10.9.0.0/24", gateway="10.8.0.1")), Invalid, "invalid gateway 10.8.0.1"),
+        (network("net", IPAMConfig(subnet="10.9.0.0/24", gateway="10.9.0.255")), Invalid, "invalid gateway"),
+        (network("net", IPAMConfig(subnet="10.9.0.0/24", gateway="x")), Invalid, "invalid gateway 'x'"),
+        (network("net", IPAMConfig(subnet="10.9.0.0/24", ip_range="10.8.0.0/25")), Invalid, "invalid IP range"),
+        (network("net", IPAMConfig(subnet="10.9.0.0/24", ip_range="10.8.0.0/15")), Invalid, "invalid IP range"),
+        (network("net", IPAMConfig(gateway="10.9.0.1")), Invalid, "needs its subnet"),
+        (
+            network("net", IPAMConfig(subnet="10.9.0.0/24"), IPAMConfig(subnet="10.8.0.0/24")),
+            Unsupported,
+            "several subnets of one family",
+        ),
+        (network(ingress=True), Conflict, "is already present"),
+        (network(ingress=True, attachable=True), Invalid, "ingress network cannot be attachable"),
+        (network(options={MTU_OPTION: "99999"}), Invalid, "use 1280 to 65535"),
+        (network(options={VNI_OPTION: "0"}), Invalid, "use a number from 1 to 16777215"),
+        (network(options={VNI_OPTION: "4096"}), Invalid, "VNI 4096 is already in use by network ingress"),
+    ],
+)
+def test_a_bad_network_is_refused_and_nothing_changes(
+    wanted: NetworkSpec, error: type[HivemeshError], words: str
+) -> None:
+    world = World(1)
+    world.create_network("front")
+    revision = world.view.revision
+    with pytest.raises(error) as caught:
+        world.change(lambda tx: networks.create(tx, wanted, world.now, world.new_id()))
+    assert words in str(caught.value)
+    assert world.view.revision == revision
+
+
+def test_a_network_in_use_stays() -> None:
+    world = World(1)
+    made = world.create_network("front")
+    service = world.create(spec(networks=["front"]))
+    world.create(spec("pub", ports=[publish(80)]))
+    with pytest.raises(Invalid, match=f"network {made.id} is in use by service {service.id}"):
+        world.change(lambda tx: networks.remove(tx, "front"))
+    with pytest.raises(Invalid, match="ingress network cannot be removed because service"):
+        world.change(lambda tx: networks.remove(tx, "ingress"))
+    world.remove("web")
+    world.change(lambda tx: networks.remove(tx, "front"))
+    world.remove("pub")
+    world.change(lambda tx: networks.remove(tx, "ingress"))
+    assert world.view.all(type(made)) == [] or not list(world.view.all(type(made)))
+
+
+def remove_manager(world: World) -> None:
+    world.change(lambda tx: nodes.remove(tx, "n1", force=True))
+
+
+def remove_living(world: World) -> None:
+    world.change(lambda tx: nodes.remove(tx, "n2", force=False))
+
+
+def demote(world: World) -> None:
+    node = world.node("n1")
+    world.change(lambda tx: nodes.update(tx, node.id, node.version, NodeSpec(role="worker"), world.now))
+
+
+def promote(world: World) -> None:
+    node = world.node("n2")
+    world.change(lambda tx: nodes.update(tx, node.id, node.version, NodeSpec(role="manager"), world.now))
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "words"),
+    [
+        (remove_manager, Invalid, "It must be demoted to worker before removal"),
+        (remove_living, Invalid, "is not down and can't be removed"),
+        (demote, Invalid, "attempting to demote the last manager of the swarm"),
+        (promote, Unsupported, "this version has one manager"),
+    ],
+)
+def test_what_a_node_cannot_is_refused(act: Callable[[World], None], error: type[HivemeshError], words: str) -> None:
+    world = World(2)
+    with pytest.raises(error, match=words):
+        act(world)
+
+
+def test_a_node_that_is_down_can_be_removed() -> None:
+    world = World(2)
+    world.set_node("n2", state="down")
+    remove_living(world)
+    assert len(world.view.all(type(world.node("n1")))) == 1
+
+
+def test_references_are_id_name_or_beginning_of_the_id() -> None:
+    world = World(1)
+    first, second = world.create(spec("first")), world.create(spec("second"))
+    assert world.service(first.id) == world.service("first") == world.service(first.id[:25])
+    assert first.id[:20] == second.id[:20]
+    with pytest.raises(Invalid, match=r"is ambiguous \(2 matches found\)"):
+        world.service(first.id[:20])
+    with pytest.raises(NotFound, match="service third not found"):
+        world.change(lambda tx: services.remove(tx, "third"))
+    with pytest.raises(Invalid, match="give its name or id"):
+        world.service("")
