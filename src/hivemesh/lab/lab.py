@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,8 +150,8 @@ class Lab:
     def _make_underlay(self) -> None:
         spaces = [self.topology.underlay, *(machine.spec.netns for machine in self.machines)]
         lines = [f"netns add {space}" for space in spaces]
-        # An index of its own: where both ends of a pair have the same one, the kernel takes the device for one without a
-        # lower half and reports its carrier, so the bridge forwards, up to a second later (linkwatch_urgent_event).
+        # An index of its own: where both ends of a pair have the same one, the kernel takes the device for one without
+        # a lower half and reports its carrier, so the bridge forwards, up to a second later (linkwatch_urgent_event).
         lines += [
             f"link add eth0 index {MAX_NODES + 100} netns {machine.spec.netns} type veth"
             f" peer name {machine.name} netns {self.topology.underlay}"
@@ -167,11 +168,10 @@ class Lab:
         lines += [f"link set {machine.name} master br0 up" for machine in self.machines]
         ip_batch(lines, self.topology.underlay)
         for machine in self.machines:
-            ip_batch(
-                [f"addr add {machine.spec.v4} dev eth0", f"addr add {machine.spec.v6} dev eth0 nodad", "link set eth0 up",
-                 f"route add default via {UNDERLAY4.ip}", f"route add ::/0 via {UNDERLAY6.ip}"],
-                machine.spec.netns,
-            )  # fmt: skip
+            spec = machine.spec
+            lines = ["link set eth0 up", f"addr add {spec.v4} dev eth0", f"addr add {spec.v6} dev eth0 nodad"]
+            lines += [f"route add default via {UNDERLAY4.ip}", f"route add ::/0 via {UNDERLAY6.ip}"]
+            ip_batch(lines, spec.netns)
 
     def _start_machines(self) -> None:
         self._disk.mkdir(parents=True, exist_ok=True)
@@ -187,6 +187,20 @@ class Lab:
         if chosen:
             with ThreadPoolExecutor(max_workers=min(len(chosen), 8)) as pool:
                 list(pool.map(action, chosen))
+
+    def reset(self) -> None:
+        """Remove every service and every network a user made, and wait until no task is left: the next test's start."""
+        first = self.nodes[0]
+        for service in first.api("GET", "/services"):
+            first.api("DELETE", f"/services/{service['ID']}")
+        until = time.monotonic() + READY_TIMEOUT
+        while tasks := first.api("GET", "/tasks"):
+            if time.monotonic() > until:
+                raise LabError(f"{len(tasks)} tasks outlive their services; see `hivemesh lab logs n1`")
+            time.sleep(0.02)
+        for network in first.api("GET", "/networks"):
+            if network["Scope"] == "swarm" and not network["Ingress"]:
+                first.api("DELETE", f"/networks/{network['Id']}")
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -256,7 +270,7 @@ class Lab:
         logs = [node.log for node in self.nodes if node.log.exists()]
         if not logs:
             return None
-        kept = Path("/tmp") / f"hivemesh-{self.name}-logs"
+        kept = Path(tempfile.gettempdir()) / f"hivemesh-{self.name}-logs"
         kept.mkdir(exist_ok=True)
         for log in logs:
             shutil.copy(log, kept / f"{log.parent.name}.log")

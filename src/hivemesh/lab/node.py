@@ -15,7 +15,8 @@ from hivemesh.lab.machine import LabError, Machine, Process, kill
 DAEMON = "hivemeshd"
 START_TIMEOUT = 20.0
 """Seconds until the daemon's socket must answer; it takes half a second on a quiet machine."""
-STOP_GRACE = 10.0
+START_GRACE = 2.0
+"""Seconds in which a daemon that cannot be seen may still be on its way."""
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -68,13 +69,15 @@ class Node(Machine):
             self.spawn([str(Path(sys.executable).parent / DAEMON), *options], self.log)
 
     def await_daemon(self) -> None:
-        until = time.monotonic() + START_TIMEOUT
+        """Until its API answers. Raises `LabError` with its last words when it ends instead."""
+        begun = time.monotonic()
         while True:
             try:
                 http.request(self.socket, "GET", "/_ping", timeout=START_TIMEOUT)
                 return
             except OSError:
-                if time.monotonic() > until:
+                waited = time.monotonic() - begun
+                if waited > START_TIMEOUT or (waited > START_GRACE and self.daemon() is None):
                     raise LabError(f"{self.name}: the daemon did not come up: {last_line(self.log)}") from None
                 time.sleep(0.02)
 
@@ -103,7 +106,7 @@ class Node(Machine):
         return self.disk / "containers"
 
     def remove_cgroups(self) -> None:
-        """Drop what killed containers left of themselves: empty groups, named after ids that only this storage knows."""
+        """Drop what killed containers left: empty groups, named after ids that this storage knows."""
         containers = self._storage / "overlay-containers"
         if not containers.is_dir():
             return
