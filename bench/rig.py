@@ -1,0 +1,88 @@
+"""The lab that benchmarks run in, and the services they load."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from hivemesh.lab.lab import Lab, LabSettings
+
+IMAGE = "localhost/whoami"
+
+
+@contextlib.contextmanager
+def lab(name: str = "bench", nodes: int = 3) -> Iterator[Lab]:
+    """A fresh swarm of three nodes with Podman, gone afterwards."""
+    bed = Lab(name, LabSettings(nodes=nodes))
+    bed.up()
+    try:
+        yield bed
+    finally:
+        bed.down()
+
+
+def service(
+    name: str, replicas: int, ports: list[tuple[int, int, str]], node: str = "", image: str = IMAGE
+) -> dict[str, Any]:
+    """A service's specification; `ports` are (published, target, ingress or host), `node` a host name to stay on."""
+    template: dict[str, Any] = {
+        "ContainerSpec": {"Image": image, "StopGracePeriod": 1_000_000_000},
+        "RestartPolicy": {"Condition": "any", "Delay": 100_000_000},
+    }
+    if node:
+        template["Placement"] = {"Constraints": [f"node.hostname=={node}"]}
+    return {
+        "Name": name,
+        "TaskTemplate": template,
+        "Mode": {"Replicated": {"Replicas": replicas}},
+        "EndpointSpec": {
+            "Ports": [
+                {"Protocol": "tcp", "PublishedPort": published, "TargetPort": target, "PublishMode": mode}
+                for published, target, mode in ports
+            ]
+        },
+    }
+
+
+def create(bed: Lab, spec: dict[str, Any]) -> None:
+    bed.nodes[0].api("POST", "/services/create", spec)
+
+
+def remove(bed: Lab, name: str) -> None:
+    """Remove a service and wait until its tasks are gone."""
+    bed.nodes[0].api("DELETE", f"/services/{name}")
+    until = time.monotonic() + 60
+    while any(task["Spec"]["ContainerSpec"]["Image"] for task in bed.nodes[0].api("GET", "/tasks")):
+        if time.monotonic() > until:
+            raise RuntimeError(f"tasks of {name} do not go away")
+        time.sleep(0.02)
+
+
+def scale(bed: Lab, name: str, replicas: int) -> None:
+    found = bed.nodes[0].api("GET", f"/services/{name}")
+    found["Spec"]["Mode"]["Replicated"]["Replicas"] = replicas
+    bed.nodes[0].api("POST", f"/services/{name}/update?version={found['Version']['Index']}", found["Spec"])
+
+
+def running(bed: Lab, name: str) -> list[dict[str, Any]]:
+    filters = quote(json.dumps({"service": [name], "desired-state": ["running"]}))
+    tasks: list[dict[str, Any]] = bed.nodes[0].api("GET", f"/tasks?filters={filters}")
+    return [task for task in tasks if task["Status"]["State"] == "running"]
+
+
+def await_running(bed: Lab, name: str, count: int, timeout: float = 120) -> None:
+    until = time.monotonic() + timeout
+    while len(running(bed, name)) != count:
+        if time.monotonic() > until:
+            raise RuntimeError(f"{name} does not reach {count} running tasks")
+        time.sleep(0.02)
+
+
+def address_on_ingress(task: dict[str, Any]) -> str:
+    """The IPv4 address of a task on the ingress network."""
+    for attachment in task["NetworksAttachments"]:
+        if attachment["Network"]["Spec"]["Name"] == "ingress":
+            return str(attachment["Addresses"][0]).split("/")[0]
+    raise RuntimeError("the task is not on the ingress network")
