@@ -29,9 +29,10 @@ def orchestrate(tx: Transaction, now: float, new_id: NewId) -> float | None:
     """Make, replace and retire tasks. Returns the time of the next thing to do, if one is known."""
     for task in list(tx.all(Task)):
         settled = _settle(tx, task, now)
-        if tx.get(Service, task.service_id) is None:
+        if settled.desired < TaskState.REMOVE and tx.get(Service, task.service_id) is None:
             settled = msgspec.structs.replace(settled, desired=TaskState.REMOVE)
-        tx.put(settled)
+        if settled is not task:
+            tx.put(settled)
     passes = [_Pass(tx, service, now, new_id) for service in tx.all(Service)]
     wakes = [wake for each in passes if (wake := each.run()) is not None]
     return min(wakes, default=None)
@@ -61,6 +62,8 @@ class _Slot:
 
     @property
     def latest(self) -> Task:
+        if len(self.tasks) == 1:
+            return self.tasks[0]
         return max(
             self.tasks, key=lambda task: (task.created, task.desired <= TaskState.RUNNING, task.spec_version, task.id)
         )
@@ -114,6 +117,8 @@ class _Pass:
             number += 1
             if number not in slots:
                 slots[number] = _Slot(number, [self._create(number, TaskState.RUNNING)])
+        if len(slots) == wanted:  # nearly always
+            return sorted(slots.values(), key=lambda slot: slot.number)
         ordered = _by_worth(list(slots.values()))
         for slot in ordered[wanted:]:
             for task in slot.tasks:

@@ -134,7 +134,8 @@ class Transaction(View):
     def put(self, value: V) -> V:
         """Create or replace; putting what is there already changes nothing."""
         kind: type[Any] = type(value)
-        if self.get(kind, value.id) != value:
+        before = self.get(kind, value.id)
+        if before is not value and before != value:
             self._staged[kind][value.id] = value
             self.edits += 1
         return value
@@ -151,7 +152,7 @@ class Transaction(View):
         for kind, values in self._staged.items():
             for identifier, value in values.items():
                 before = self._base.get(kind, identifier)
-                if before != value:
+                if before is not value and before != value:
                     yield kind, identifier, before, value
 
     def changes(self) -> tuple[list[Put | Delete], list[Expect]]:
