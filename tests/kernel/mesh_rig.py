@@ -76,6 +76,7 @@ def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool 
     if family == socket.AF_INET6:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only6))
     server.bind((address, port))
+    listening.setdefault(name, []).append(server)
 
     def words(peer: Any) -> bytes:
         return f"{name} {peer[0].removeprefix('::ffff:')} {peer[1]}".encode()
@@ -93,7 +94,10 @@ def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool 
     def streams() -> None:
         server.listen(64)
         while True:
-            connection, peer = server.accept()
+            try:
+                connection, peer = server.accept()
+            except OSError:  # hushed
+                return
             threading.Thread(target=talk, args=(connection, peer), daemon=True).start()
 
     def datagrams() -> None:
@@ -102,6 +106,16 @@ def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool 
             server.sendto(words(peer), peer)
 
     threading.Thread(target=streams if protocol == "tcp" else datagrams, daemon=True).start()
+
+
+listening: dict[str, list[socket.socket]] = {}
+
+
+def hush(name: str) -> None:
+    """Stop the TCP servers of that name: a namespace lives as long as anybody in it."""
+    for server in listening.pop(name):
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
 
 
 @dataclass(frozen=True)
