@@ -1,6 +1,6 @@
 # The commands of this project. `make lab` and `make test` install what is missing first.
 PYTHON := .venv/bin/python
-PATHS := src tests
+PATHS := src tests bench
 
 .PHONY: help setup check test lab down bench bench-peers lock
 
@@ -32,3 +32,9 @@ down:
 
 lock: setup
 	@scripts/lock
+
+bench: setup
+	@$(PYTHON) -m bench
+
+bench-peers: setup
+	@$(PYTHON) -m bench.peers

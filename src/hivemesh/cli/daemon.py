@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -48,6 +49,8 @@ def main(
     log_level: str,
 ) -> None:
     """Run this machine's part of a swarm, until SIGTERM; tasks and their network carry on without it."""
+    if os.geteuid() != 0:
+        raise click.ClickException("hivemeshd makes network namespaces and runs containers: start it as root")
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
@@ -78,14 +77,17 @@ class Daemon:
         """Serve until cancelled; packets, names and containers carry on without us."""
         for lack in await asyncio.to_thread(missing):
             log.warning("%s", lack)
-        self._config.data_dir.mkdir(mode=0o710, parents=True, exist_ok=True)
-        self._identity = identities.load(self._config.data_dir)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                if self._identity is not None:
-                    self._start()
-                    await self._first_attempt()
-                tasks.create_task(ApiServer(self, self._config.socket).run(ready), name="api")
+            self._config.data_dir.mkdir(mode=0o710, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot use {self._config.data_dir}: {error.strerror}; choose another with --data-dir"
+            ) from error
+        self._identity = identities.load(self._config.data_dir)
+        if self._identity is not None:
+            self._start()
+        try:
+            await ApiServer(self, self._config.socket).run(ready)
         finally:
             await self._stop()
             await self._engine.close()
@@ -157,31 +159,21 @@ class Daemon:
 
     async def init(self, request: SwarmInit) -> NodeID:
         async with self._changing:
-            self._require_outside()
-            local = await asyncio.to_thread(local_addresses)
-            addr = choose_address(request.advertise_addr, "advertise address", local)
-            vtep = (
-                choose_address(request.data_path_addr, "data path address", local) if request.data_path_addr else addr
-            )
-            listen = listen_address(request.listen_addr, local)
-            identity = await self._found(request, addr, vtep, listen)
-            return await self._settle(identity)
+            await self._require_outside()
+            addr, vtep, listen = await self._addresses(request)
+            return await self._settle(await self._found(request, addr, vtep, listen))
 
     async def join(self, request: SwarmJoin) -> None:
         async with self._changing:
-            self._require_outside()
-            local = await asyncio.to_thread(local_addresses)
-            addr = choose_address(request.advertise_addr, "advertise address", local)
-            vtep = (
-                choose_address(request.data_path_addr, "data path address", local) if request.data_path_addr else addr
-            )
+            await self._require_outside()
+            addr, vtep, listen = await self._addresses(request)
             identity = await membership.join(
                 request.remote_addrs,
                 request.join_token,
                 data_dir=self.data_dir,
                 addr=addr,
                 vtep=vtep,
-                listen=listen_address(request.listen_addr, local),
+                listen=listen,
                 availability=request.availability,
                 hostname=self.name,
             )
@@ -210,14 +202,19 @@ class Daemon:
             self._identity = self._worker = None
             self._error = ""
 
-    def _require_outside(self) -> None:
+    async def _require_outside(self) -> None:
         if self._identity is not None:
             raise Unavailable(ALREADY)
-        if os.geteuid() != 0:
-            raise Unavailable("hivemeshd must run as root to be part of a swarm")
-        lacking = missing()
+        lacking = await asyncio.to_thread(missing)
         if lacking:
             raise Unavailable("this machine cannot be part of a swarm: " + "; ".join(lacking))
+
+    async def _addresses(self, request: SwarmInit | SwarmJoin) -> tuple[Address, Address, str]:
+        """What to advertise, where the tunnels end, and where to listen. Raises `Invalid`."""
+        local = await asyncio.to_thread(local_addresses)
+        addr = choose_address(request.advertise_addr, "advertise address", local)
+        vtep = choose_address(request.data_path_addr, "data path address", local) if request.data_path_addr else addr
+        return addr, vtep, listen_address(request.listen_addr, local)
 
     async def _found(self, request: SwarmInit, addr: Address, vtep: Address, listen: str) -> Identity:
         """A new swarm on disk: its state first, then this node's identity. Leaves nothing when it fails."""
