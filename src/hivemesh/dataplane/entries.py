@@ -60,11 +60,18 @@ def _read_routes(door: Rtnl, plan: NamespacePlan, indices: Indices) -> Reading[R
     reading: Reading[Route] = Reading()
     for seen in door.routes():
         name = names.get(seen.index)
-        if name is None or seen.kind != wire.RTN_UNICAST:
+        if name is None or seen.kind not in (wire.RTN_UNICAST, wire.RTN_LOCAL):
             reading.odd.append(wire.delete_route(seen.destination, seen.index, seen.gateway, seen.table, seen.kind))
             continue
         reading.values.add(
-            Route(destination=seen.destination, link=name, gateway=seen.gateway, table=seen.table, onlink=seen.onlink)
+            Route(
+                destination=seen.destination,
+                link=name,
+                gateway=seen.gateway,
+                table=seen.table,
+                onlink=seen.onlink,
+                local=seen.kind == wire.RTN_LOCAL,
+            )
         )
     return reading
 
@@ -109,6 +116,18 @@ def _read_fdb(door: Rtnl, plan: NamespacePlan, indices: Indices) -> Reading[FdbE
     return reading
 
 
+def _put_route(plan: NamespacePlan, indices: Indices, value: Route) -> Message:
+    return wire.set_route(
+        value.destination,
+        indices[value.link],
+        value.gateway,
+        value.table,
+        onlink=value.onlink,
+        local=value.local,
+        replace=plan.namespace != HOST,
+    )
+
+
 ADDRESS: Kind[LinkAddress] = Kind(
     name="address",
     wanted=lambda plan: plan.addresses,
@@ -138,10 +157,14 @@ ROUTE: Kind[Route] = Kind(
     wanted=lambda plan: plan.routes,
     key=lambda value: (value.destination, value.table),
     read=_read_routes,
-    put=lambda plan, indices, value: wire.set_route(
-        value.destination, indices[value.link], value.gateway, value.table, value.onlink, replace=plan.namespace != HOST
+    put=_put_route,
+    remove=lambda indices, value: wire.delete_route(
+        value.destination,
+        indices[value.link],
+        value.gateway,
+        value.table,
+        wire.RTN_LOCAL if value.local else wire.RTN_UNICAST,
     ),
-    remove=lambda indices, value: wire.delete_route(value.destination, indices[value.link], value.gateway, value.table),
 )
 RULE: Kind[Rule] = Kind(
     name="rule",

@@ -43,8 +43,8 @@ NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 IFF_UP = 0x1
 _IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
-_SCOPE_LINK, _SCOPE_NOWHERE = 253, 255
-RTN_UNICAST = 1
+_SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 253, 254, 255
+RTN_UNICAST, RTN_LOCAL = 1, 2
 _ONLINK = 4
 _TO_TABLE = 1
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: they are most of a link's bytes
@@ -340,11 +340,23 @@ def _route_body(
 
 
 def set_route(
-    destination: Prefix, index: int, gateway: Address | None, table: int, onlink: bool, *, replace: bool
+    destination: Prefix,
+    index: int,
+    gateway: Address | None,
+    table: int,
+    *,
+    onlink: bool = False,
+    local: bool = False,
+    replace: bool = False,
 ) -> Message:
-    """`replace` takes the place of whoever's route to the same destination; else that is an error (EEXIST)."""
-    scope = _SCOPE_LINK if gateway is None and destination.version == 4 else 0
-    body = _route_body(destination, index, gateway, table, _ONLINK if onlink else 0, scope, RTN_UNICAST)
+    """`local` delivers here (RTN_LOCAL).
+
+    `replace` takes the place of whoever's route to the same destination; else that is an error (EEXIST)."""
+    scope = 0
+    if destination.version == 4 and (local or gateway is None):
+        scope = _SCOPE_HOST if local else _SCOPE_LINK
+    kind = RTN_LOCAL if local else RTN_UNICAST
+    body = _route_body(destination, index, gateway, table, _ONLINK if onlink else 0, scope, kind)
     subject = f"{destination} in table {table}"
     return Message("set_route", subject, NEWROUTE, CREATE | (REPLACE if replace else EXCLUSIVE), body)
 
