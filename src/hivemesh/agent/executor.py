@@ -13,6 +13,7 @@ What stays true
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -136,7 +137,7 @@ class Executor:
             self._say(TaskState.FAILED if failed else TaskState.REJECTED, self._status.message, err=str(error))
         finally:
             if self._status.state.dead:
-                await self._sandboxes.detach(self.task.id)
+                await self._insist(lambda: self._sandboxes.detach(self.task.id), "unplug")
 
     async def _begin(self) -> None:
         """From nothing to a running process."""
@@ -172,7 +173,9 @@ class Executor:
 
     async def _adopt(self, found: ContainerInfo) -> None:
         try:
-            await self._sandboxes.attach(self.task)
+            netns = await self._sandboxes.attach(self.task)
+            if not _lives_in(found.pid, netns):
+                self.lose_sandbox("the task's network namespace was removed while the daemon was away")
         except HivemeshError as error:  # the container runs and may well be reachable: repairing goes on elsewhere
             log.warning("task %s: its sandbox cannot be brought in order: %s", self.task.name, error)
         if self._status.state != TaskState.RUNNING or self._status.container_id != found.id:
@@ -280,3 +283,10 @@ class Executor:
         )
         log.debug("task %s: %s %s", self.task.name, state.name, err)
         self._sandboxes.report(self.task.id, self._status)
+
+
+def _lives_in(pid: int, netns: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat(netns))
+    except OSError:  # it just ended: whoever waits for it will say so
+        return True

@@ -13,7 +13,8 @@ import contextlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, Protocol, TypeVar
 
 from hivemesh.agent.facts import gather
 from hivemesh.agent.leases import Leases
@@ -44,6 +45,11 @@ ATTACH_TIMEOUT = 30.0
 """Seconds a task waits for its networks to come with the view (Docker's number)."""
 PARALLEL_WIRINGS = 2
 """Sandboxes at a time; a pass for a new view slips in between."""
+THREADS = PARALLEL_WIRINGS + 2
+"""One for views, one for drift. Netlink's calls block, for less than a millisecond each."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Kernel(Protocol):
@@ -53,6 +59,7 @@ class Kernel(Protocol):
     def remove(self, namespace: str) -> None: ...
     def differences(self, plan: NamespacePlan) -> list[str]: ...
     def forget(self, namespace: str) -> None: ...
+    def affected(self, namespace: str) -> tuple[str, ...]: ...
 
 
 class NodeNetwork:
@@ -92,6 +99,7 @@ class NodeNetwork:
         self._passed = asyncio.Condition()
         self._touched: set[str] = set()
         self._touch = asyncio.Event()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="kernel")
 
     def want(self, view: ViewParts, revision: int, *, sweep: bool = False) -> None:
         """Make the kernel agree with `view`; with `sweep` also remove ours that nobody wants."""
@@ -101,11 +109,15 @@ class NodeNetwork:
 
     async def run(self) -> None:
         """Until cancelled, which leaves the kernel as it is."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._apply(), name="apply views")
-            tasks.create_task(self._listen(), name="kernel events")
-            tasks.create_task(self._check_touched(), name="drift")
-            tasks.create_task(self._check_regularly(), name="slow look")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._apply(), name="apply views")
+                tasks.create_task(self._listen(), name="kernel events")
+                tasks.create_task(self._check_touched(), name="drift")
+                tasks.create_task(self._check_regularly(), name="slow look")
+        finally:
+            # Threads cannot be cancelled: what they have begun ends before anybody else touches the kernel
+            self._threads.shutdown(cancel_futures=True)
 
     # --- views ------------------------------------------------------------------------------------------------------
 
@@ -155,7 +167,7 @@ class NodeNetwork:
             return 0
         async with self._locks[name]:
             try:
-                outcome = await asyncio.to_thread(self._kernel.ensure, plan)
+                outcome = await self._in_thread(self._kernel.ensure, plan)
                 failed = outcome.failed
             except (HivemeshError, OSError) as error:
                 failed = (str(error),)
@@ -183,7 +195,7 @@ class NodeNetwork:
             self._planner.forget(namespace)
             self._applied.pop(namespace, None)
             self._failures.pop(namespace, None)
-            await asyncio.to_thread(self._kernel.remove, namespace)
+            await self._in_thread(self._kernel.remove, namespace)
         self._locks.pop(namespace, None)
 
     async def _forget_connections(self, view: ViewParts) -> None:
@@ -202,14 +214,14 @@ class NodeNetwork:
     async def _forget_udp(self, namespace: str, backend: Address) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:
-                await asyncio.to_thread(conntrack.forget_udp, namespace, backend)
+                await self._in_thread(conntrack.forget_udp, namespace, backend)
             except OSError as error:
                 log.warning("cannot forget UDP connections to %s: %s", backend, error)
 
     async def _sweep(self, wanted: set[str], view: ViewParts) -> None:
         """Remove namespaces with our mark that belong to nothing in the view."""
         alive = {sandbox_namespace(task) for task, item in view.tasks.items() if not item.task.status.state.dead}
-        for name in await asyncio.to_thread(self._ours):
+        for name in await self._in_thread(self._ours):
             if name not in wanted | alive:
                 log.info("removing the namespace %s, which nobody wants any more", name)
                 await self._remove(name)
@@ -301,6 +313,8 @@ class NodeNetwork:
             if HOST in touched:
                 await self._look_again()
             for namespace in touched:
+                self._kernel.forget(namespace)
+            for namespace in dict.fromkeys(n for t in sorted(touched) for n in self._kernel.affected(t)):
                 await self._check(namespace)
 
     async def _check_regularly(self) -> None:
@@ -308,30 +322,28 @@ class NodeNetwork:
             await self._clock.sleep(CHECK_PERIOD)
             await self._look_again()
             for namespace in list(self._applied):
+                self._kernel.forget(namespace)
                 await self._check(namespace)
 
     async def _check(self, namespace: str) -> None:
-        """Compare with what we left there, and put it right."""
+        """Look at the kernel again, and put right what is not as we left it."""
         async with self._locks[namespace]:
             plan = self._applied.get(namespace)
             if plan is None:
                 return
-            self._kernel.forget(namespace)
             try:
-                found = await asyncio.to_thread(self._kernel.differences, plan)
-                if not found:
-                    return
-                self.drift[namespace or "host"] += len(found)
-                log.warning("drift in %s, repairing: %s", namespace or "the host", "; ".join(found))
-                outcome = await asyncio.to_thread(self._kernel.ensure, plan)
-                failed, created = outcome.failed, outcome.created
+                outcome = await self._in_thread(self._kernel.ensure, plan)
             except (HivemeshError, OSError) as error:
-                failed, created = (str(error),), False
-            self._note(namespace, failed)
-            if failed:
+                outcome = Outcome(created=False, changed=0, failed=(str(error),))
+            if outcome.repaired or outcome.created:
+                words = outcome.repaired or ("the namespace was removed",)
+                self.drift[namespace or "host"] += len(words)
+                log.warning("drift in %s, repaired: %s", namespace or "the host", "; ".join(words))
+            self._note(namespace, outcome.failed)
+            if outcome.failed:
                 self._applied.pop(namespace, None)
                 self._wake.set()
-        if created:
+        if outcome.created:
             self._rebuilt(namespace)
 
     def _rebuilt(self, namespace: str) -> None:
@@ -341,12 +353,12 @@ class NodeNetwork:
         for task in self._sandboxes:
             if sandbox_namespace(task) == namespace:
                 self._on_lost(task)
-        self._touched |= self._applied.keys() - {namespace}
+        self._touched |= set(self._kernel.affected(namespace)) - {namespace}
         self._touch.set()
 
     async def _look(self) -> HostFacts:
         """Raises `Unavailable` or `OSError`."""
-        self._facts = await asyncio.to_thread(gather, self._vtep)
+        self._facts = await self._in_thread(gather, self._vtep)
         return self._facts
 
     async def _look_again(self) -> None:
@@ -357,6 +369,9 @@ class NodeNetwork:
                 self._wake.set()
         except (HivemeshError, OSError) as error:
             log.warning("%s", error)
+
+    async def _in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
     # --- for the owner ----------------------------------------------------------------------------------------------
 
@@ -373,14 +388,13 @@ class NodeNetwork:
         found = []
         for plan in plans:
             async with self._locks[plan.namespace]:
-                self._kernel.forget(plan.namespace)
                 try:
-                    lines = await asyncio.to_thread(self._kernel.differences, plan)
+                    lines = await self._in_thread(self._kernel.differences, plan)
                 except (HivemeshError, OSError) as error:
                     lines = [str(error)]
-            found += [f"{plan.namespace or 'host'}: {line}" for line in lines]
+            found += lines
         wanted = {plan.namespace for plan in plans}
-        extra = [name for name in await asyncio.to_thread(self._ours) if name not in wanted]
+        extra = [name for name in await self._in_thread(self._ours) if name not in wanted]
         return found + [f"{name}: nobody wants this namespace" for name in extra]
 
     async def dissolve(self) -> None:

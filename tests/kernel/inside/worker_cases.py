@@ -1,0 +1,443 @@
+"""Run by test_worker_on_a_machine.py inside network and mount namespaces of its own: here, the host is ours to change.
+
+The views are made by hand, as a manager would send them; the engine runs commands of the machine.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hivemesh.agent.worker import Worker
+from hivemesh.clock import SystemClock
+from hivemesh.dataplane.apply import Applier
+from hivemesh.engine.process import ProcessEngine
+from hivemesh.kernel import rtnl
+from hivemesh.model.addr import MAC, VNI, Interface, endpoint_mac
+from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID, new_id
+from hivemesh.model.network import Subnet
+from hivemesh.model.service import ContainerSpec, PortConfig, TaskSpec
+from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
+from hivemesh.wire.control import Backend, NetworkItem, NodeItem, PeerItem, PublishItem, TaskItem, View, key_of
+
+VTEP = ipaddress.ip_address("198.51.100.11")
+INGRESS = NetworkID("ingressnetwork00000000000")
+USER = NetworkID("usernetwork00000000000000")
+OVERLAY = f"1-{INGRESS[:10]}"
+IMAGE = "localhost/web"
+SERVER = ["/bin/busybox", "httpd", "-f", "-p", "[::]:80", "-h"]
+
+
+def sh(command: str) -> str:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def attachment(network: NetworkID, name: str, *addresses: str) -> Attachment:
+    interfaces: tuple[Interface, ...] = tuple(map(ipaddress.ip_interface, addresses))
+    return Attachment(
+        endpoint_id=EndpointID(name.ljust(25, "0")),
+        network_id=network,
+        addresses=interfaces,
+        mac=endpoint_mac(interfaces, name),
+    )
+
+
+def network(identifier: NetworkID, number: int, vni: int, *, ingress: bool = False) -> NetworkItem:
+    v4, v6 = ipaddress.ip_network(f"10.0.{number}.0/24"), ipaddress.ip_network(f"fd00:{number}::/64")
+    return NetworkItem(
+        id=identifier,
+        name="ingress" if ingress else "user",
+        vni=VNI(vni),
+        port=4789,
+        subnets=(Subnet(prefix=v4, gateway=v4[1]), Subnet(prefix=v6, gateway=v6[1])),
+        ingress=ingress,
+        own=attachment(identifier, f"own{number}", f"10.0.{number}.2/24", f"fd00:{number}::2/64"),
+    )
+
+
+def a_task(number: int, *, args: tuple[str, ...] = (), image: str = IMAGE, host_port: int | None = None) -> Task:
+    ports: tuple[PortConfig, ...] = (PortConfig(target_port=80, published_port=8090),)
+    if host_port is not None:
+        ports += (PortConfig(target_port=80, published_port=host_port, publish_mode="host"),)
+    return Task(
+        id=TaskID(f"task{number}".ljust(25, "x")),
+        service_id=ServiceID("service".ljust(25, "0")),
+        service_name="web",
+        slot=number,
+        spec=TaskSpec(container_spec=ContainerSpec(image=image, args=args, stop_grace_period=2_000_000_000)),
+        node_id=NodeID("node".ljust(25, "0")),
+        status=TaskStatus(state=TaskState.ASSIGNED),
+        ports=ports,
+        attachments=(
+            attachment(INGRESS, f"i{number}", f"10.0.0.{10 + number}/24", f"fd00:0::{10 + number}/64"),
+            attachment(USER, f"u{number}", f"10.0.1.{10 + number}/24", f"fd00:1::{10 + number}/64"),
+        ),
+    )
+
+
+class Manager:
+    """What the agent would talk to: sends views, remembers answers."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, Any] = {}
+        self.revision = 0
+        self.acked: dict[int, tuple[int, float]] = {}
+        self.reports: dict[TaskID, list[TaskStatus]] = {}
+        self.put(
+            NodeItem(id=NodeID("node".ljust(25, "0")), vtep=VTEP),
+            NodeItem(id=NodeID("other".ljust(25, "0")), vtep=ipaddress.ip_address("198.51.100.12")),
+            network(INGRESS, 0, 4096, ingress=True),
+        )
+
+    def put(self, *items: Any) -> None:
+        for item in items:
+            self.items[key_of(item)] = item
+
+    def task(self, task: Task, *, released: bool = False) -> None:
+        self.put(network(USER, 1, 4097), TaskItem(task=task, released=released))
+
+    def publish(self, *numbers: int, protocol: str = "tcp") -> None:
+        backends = tuple(
+            Backend(
+                task=TaskID(f"task{n}".ljust(25, "x")),
+                addresses=(ipaddress.ip_address(f"10.0.0.{10 + n}"), ipaddress.ip_address(f"fd00:0::{10 + n}")),
+            )
+            for n in numbers
+        )
+        self.put(
+            PublishItem(
+                service=ServiceID(new_id()), service_name="web", protocol=protocol, port=8090, backends=backends
+            )
+        )
+
+    def send(self, worker: Worker) -> int:
+        self.revision += 1
+        view: View = dict(self.items)
+        worker.assign(view, self.revision)
+        return self.revision
+
+    def state(self, task: Task) -> TaskState | None:
+        seen = self.reports.get(task.id)
+        return seen[-1].state if seen else None
+
+    def report(self, task: TaskID, status: TaskStatus) -> None:
+        self.reports.setdefault(task, []).append(status)
+        item = self.items.get(f"task/{task}")
+        if item is not None:
+            self.put(msgspec.structs.replace(item, task=item.task.with_report(status)))
+
+    def ack(self, revision: int, pending: int = 0) -> None:
+        self.acked[revision] = (pending, time.monotonic())
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - conditions of the kernel have no event
+            await asyncio.sleep(0.01)
+
+
+class Machine:
+    """Starts and stops daemons' worth of workers on the same disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manager = Manager()
+        web = root / "www"
+        web.mkdir()
+        (web / "index.html").write_text("hello\n")
+        self.images = {IMAGE: [*SERVER, str(web)]}
+
+    @contextlib.asynccontextmanager
+    async def worker(self) -> AsyncIterator[Worker]:
+        engine = ProcessEngine(self.root / "process", self.images)
+        worker = Worker(
+            port=self.manager, engine=engine, applier=Applier(), data_dir=self.root, vtep=VTEP, clock=SystemClock()
+        )
+        running = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            await engine.close()
+
+    async def clean(self) -> None:
+        engine = ProcessEngine(self.root / "process", self.images)
+        worker = Worker(
+            port=self.manager, engine=engine, applier=Applier(), data_dir=self.root, vtep=VTEP, clock=SystemClock()
+        )
+        await worker.dissolve()
+        await engine.close()
+
+
+@pytest.fixture(autouse=True)
+def underlay() -> None:
+    """The machine's one interface. Nothing answers there."""
+    if "eth9" not in os.listdir("/sys/class/net"):
+        sh("mount -t sysfs sysfs /sys; ip link set lo up; ip link add eth9 type veth peer eth8")
+        sh("ip link set eth8 up; ip link set eth9 up")
+        sh("ip addr add 198.51.100.11/24 dev eth9; ip addr add fd00:99::11/64 dev eth9 nodad")
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    made = Machine(tmp_path)
+    try:
+        yield made
+    finally:
+        await made.clean()
+        assert sh("ip -o netns list") == ""
+        # the kernel takes namespaces apart at its leisure, and veths with them
+        await until(lambda: not any(name.startswith("hm") for name in os.listdir("/sys/class/net")))
+        assert sh("nft list tables") == ""
+
+
+async def running(machine: Machine, worker: Worker, *tasks: Task) -> None:
+    """The tasks assigned, running and published."""
+    for task in tasks:
+        machine.manager.task(task)
+    machine.manager.send(worker)
+    await until(lambda: all(machine.manager.state(t) == TaskState.RUNNING for t in tasks))
+    machine.manager.publish(*(t.slot for t in tasks))
+    revision = machine.manager.send(worker)
+    await until(lambda: revision in machine.manager.acked)
+
+
+def curl(url: str) -> str:
+    return sh(f"curl -sS --max-time 3 {url}")
+
+
+async def served(url: str) -> bool:
+    try:
+        return await asyncio.to_thread(curl, url) == "hello\n"
+    except AssertionError:
+        return False
+
+
+async def test_published_task_answers_on_every_address_of_the_node(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1), a_task(2))
+        await asyncio.sleep(0.1)
+        for address in ("198.51.100.11", "127.0.0.1", "[fd00:99::11]", "[::1]"):
+            assert await served(f"http://{address}:8090/"), address
+        assert await worker.equal_to_plan() == []
+        states = [status.state for status in machine.manager.reports[a_task(1).id]]
+        assert states == [
+            TaskState.ACCEPTED, TaskState.PREPARING, TaskState.READY, TaskState.STARTING, TaskState.RUNNING,
+        ]  # fmt: skip
+
+
+async def test_namespaces_hold_what_users_know_from_swarm(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        names = set(sh("ip netns list | cut -d' ' -f1").split())
+        assert names == {OVERLAY, f"1-{USER[:10]}", "ingress_sbox", task.id[:12]}
+        links = json.loads(sh(f"ip -j -n {task.id[:12]} addr show"))
+        addresses = {link["ifname"]: link["addr_info"][0]["local"] for link in links}
+        assert addresses == {"lo": "127.0.0.1", "eth0": "10.0.0.11", "eth1": "172.18.0.3", "eth2": "10.0.1.11"}
+
+
+async def test_new_backend_reaches_the_kernel_within_milliseconds(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1))
+        took = []
+        for round_ in range(10):
+            machine.manager.publish(1, *range(2, 3 + round_))
+            machine.manager.put(
+                PeerItem(
+                    network=INGRESS,
+                    endpoint=EndpointID(f"peer{round_}".ljust(25, "0")),
+                    addresses=(ipaddress.ip_interface(f"10.0.0.{100 + round_}/24"),),
+                    mac=MAC(f"02:42:0a:00:00:{100 + round_:02x}"),
+                    vtep=ipaddress.ip_address("198.51.100.12"),
+                )
+            )
+            begun = time.monotonic()
+            revision = machine.manager.send(worker)
+            await until(lambda r=revision: r in machine.manager.acked)  # type: ignore[misc]
+            took.append(machine.manager.acked[revision][1] - begun)
+        print(f"applied in {sorted(round(t * 1000, 1) for t in took)} ms")
+        assert sorted(took)[5] < 0.05
+        assert (
+            len([line for line in sh(f"bridge -n {OVERLAY} fdb show dev vxlan0").splitlines() if "dst" in line]) == 10
+        )
+
+
+async def test_task_runs_until_it_is_released(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        stopping = machine.manager.items[f"task/{task.id}"].task
+        stopping = msgspec.structs.replace(stopping, desired=TaskState.SHUTDOWN)
+        machine.manager.task(stopping)
+        machine.manager.publish()
+        machine.manager.send(worker)
+        await asyncio.sleep(0.3)
+        assert machine.manager.state(task) == TaskState.RUNNING
+        machine.manager.task(stopping, released=True)
+        machine.manager.send(worker)
+        await until(lambda: machine.manager.state(task) == TaskState.SHUTDOWN)
+        await until(lambda: task.id[:12] not in sh("ip netns list"))
+
+
+async def test_removed_service_leaves_nothing(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        for key in (f"task/{task.id}", "publish/tcp/8090", f"network/{USER}"):
+            del machine.manager.items[key]
+        machine.manager.send(worker)
+        await until(lambda: set(sh("ip netns list | cut -d' ' -f1").split()) == {OVERLAY, "ingress_sbox"})
+        await until(lambda: not any((machine.root / "process").iterdir()))
+        assert "8090" not in sh("nft list ruleset; ip netns exec ingress_sbox nft list ruleset")
+        assert await worker.equal_to_plan() == []
+        assert worker.drift == {}
+
+
+async def test_killed_process_fails_its_task_at_once(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        os.kill(machine.manager.reports[task.id][-1].pid, 9)
+        await until(lambda: machine.manager.state(task) == TaskState.FAILED, 1)
+        assert machine.manager.reports[task.id][-1].err == "task: non-zero exit (137)"
+
+
+@pytest.mark.parametrize(
+    ("image", "args", "state", "words"),
+    [
+        ("localhost/none", (), TaskState.REJECTED, "no command is configured for the image localhost/none"),
+        ("/bin/busybox", ("true",), TaskState.COMPLETE, ""),
+        ("/bin/busybox", ("sh", "-c", "exit 3"), TaskState.FAILED, "task: non-zero exit (3)"),
+    ],
+)
+async def test_task_ends_with_the_engines_words(
+    machine: Machine, image: str, args: tuple[str, ...], state: TaskState, words: str
+) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1, image=image, args=args)
+        machine.manager.task(task)
+        machine.manager.send(worker)
+        await until(lambda: machine.manager.state(task) == state)
+        assert words in machine.manager.reports[task.id][-1].err
+        await until(lambda: task.id[:12] not in sh("ip netns list"))
+
+
+async def test_host_mode_port_leads_to_the_task(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        chosen, open_ = a_task(1, host_port=8080), a_task(2, host_port=0)
+        await running(machine, worker, chosen, open_)
+        (port,) = machine.manager.reports[open_.id][-1].ports
+        assert port.published_port >= 49153
+        for number in (8080, port.published_port):
+            for address in ("198.51.100.11", "[fd00:99::11]"):
+                assert await served(f"http://{address}:{number}/"), (address, number)
+
+
+async def test_restarted_worker_adopts_without_a_manager(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        machine.manager.send(worker)
+        await until(lambda: (machine.root / "agent/view.msgpack").exists())
+        await asyncio.sleep(0.6)
+    pid = machine.manager.reports[task.id][-1].pid
+    before = sh("ip -a netns exec ip -o link; ip -o link")
+    reports = len(machine.manager.reports[task.id])
+    rtnl.forget("")
+    async with machine.worker() as worker:
+        await asyncio.sleep(0.5)
+        assert await served("http://198.51.100.11:8090/")
+        assert (
+            sh("ip -a netns exec ip -o link; ip -o link") == before
+        )  # links have their old numbers: nothing was rebuilt
+        assert len(machine.manager.reports[task.id]) == reports
+        assert await worker.equal_to_plan() == []
+        os.kill(pid, 9)
+        await until(lambda: machine.manager.state(task) == TaskState.FAILED)
+
+
+async def test_first_view_of_a_restarted_worker_sweeps_what_is_gone(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+    pid = machine.manager.reports[task.id][-1].pid
+    for key in (f"task/{task.id}", "publish/tcp/8090", f"network/{USER}"):
+        del machine.manager.items[key]
+    async with machine.worker() as worker:
+        await asyncio.sleep(0.2)
+        assert os.path.exists(f"/proc/{pid}")
+        machine.manager.send(worker)
+        await until(lambda: set(sh("ip netns list | cut -d' ' -f1").split()) == {OVERLAY, "ingress_sbox"})
+        await until(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert await worker.equal_to_plan() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "nft delete table inet hivemesh",
+        "ip netns exec ingress_sbox nft flush ruleset",
+        f"bridge -n {OVERLAY} fdb del 02:42:0a:00:00:63 dev vxlan0 dst 198.51.100.12 self",
+        f"ip -n {OVERLAY} link del vxlan0",
+        f"ip -n {OVERLAY} link del br0",
+        "ip link del hm_gwbridge",
+        "ip -n ingress_sbox link set eth0 down",
+        "ip -n ingress_sbox route del default",
+        f"ip -n {a_task(1).id[:12]} addr del 10.0.0.11/24 dev eth0",
+        f"ip -n {a_task(1).id[:12]} link del eth1",
+        "ip netns del ingress_sbox",
+    ],
+)
+async def test_damage_is_found_and_repaired(machine: Machine, damage: str) -> None:
+    async with machine.worker() as worker:
+        machine.manager.put(
+            PeerItem(
+                network=INGRESS,
+                endpoint=EndpointID("peer".ljust(25, "0")),
+                addresses=(ipaddress.ip_interface("10.0.0.99/24"),),
+                mac=MAC("02:42:0a:00:00:63"),
+                vtep=ipaddress.ip_address("198.51.100.12"),
+            )
+        )
+        await running(machine, worker, a_task(1))
+        assert await worker.equal_to_plan() == []
+        begun = time.monotonic()
+        sh(damage)
+        await until(lambda: sum(worker.drift.values()), 3)
+        print(f"{damage}: {worker.drift} after {time.monotonic() - begun:.3f} s")
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(3):
+            while await worker.equal_to_plan():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        for address in ("198.51.100.11", "[::1]"):
+            assert await served(f"http://{address}:8090/")
+        assert machine.manager.state(a_task(1)) == TaskState.RUNNING
+
+
+async def test_unchanged_view_touches_nothing(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1))
+        events = await asyncio.create_subprocess_exec("ip", "-ts", "monitor", "all", stdout=asyncio.subprocess.PIPE)
+        await asyncio.sleep(0.1)
+        revision = machine.manager.send(worker)
+        await until(lambda: revision in machine.manager.acked)
+        await asyncio.sleep(0.1)
+        events.terminate()
+        assert events.stdout is not None
+        assert await events.stdout.read() == b""
+        await events.wait()
+        assert worker.drift == {}
