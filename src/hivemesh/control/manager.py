@@ -27,7 +27,7 @@ T = TypeVar("T", Cluster, Node, Network, Service, Task)
 ROUNDS = 5
 """Passes until nothing changes; two do in practice (what one made, the next finds right)."""
 RETRY = 1.0
-"""Seconds until the loops try again after the store refused."""
+"""Seconds until the loops try again after the store refused, or after they did not come to rest."""
 
 
 def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: allocator.Cursors) -> float | None:
@@ -40,8 +40,8 @@ def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: al
         reaper.reap(tx)
         if tx.edits == before:
             return wake
-    log.warning("the control loops did not come to rest in %d rounds; going on after this commit", ROUNDS)
-    return now
+    log.warning("the control loops did not come to rest in %d rounds; going on later", ROUNDS)
+    return now + RETRY
 
 
 class Manager:

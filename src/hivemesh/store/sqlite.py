@@ -15,7 +15,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,10 +322,3 @@ def _is_full(directory: Path) -> bool:
         return os.statvfs(directory).f_bavail == 0
     except OSError:
         return False
-
-
-def files(directory: Path) -> Iterator[Path]:
-    """The files a store leaves under `directory`, for whoever removes it (`swarm leave`)."""
-    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal", LOCK):
-        if (directory / name).exists():
-            yield directory / name
