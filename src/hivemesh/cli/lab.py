@@ -209,7 +209,10 @@ def _machine(of: Lab, name: str) -> Machine:
 
 def _become(machine: Machine, command: tuple[str, ...]) -> None:
     """Replace this process, so that the terminal, signals and the exit code are the command's own."""
-    arguments = machine.command(command)
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise click.UsageError("say what to run after --")
+    arguments = machine.command(words)
     sys.stdout.flush()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.execvpe(arguments[0], arguments, {**os.environ, **machine.environment()})
