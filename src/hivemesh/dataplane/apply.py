@@ -10,7 +10,6 @@ What fights us here:
 - A namespace may lose its name (`ip netns delete`) and live on: it is pinned again, with all that is inside.
 """
 
-import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,21 +17,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Indices, Kind
-from hivemesh.dataplane.links import Outer, Step, compare, left_over
-from hivemesh.dataplane.ownership import TABLE, is_our_link, is_our_namespace
+from hivemesh.dataplane.links import Outer, Step, compare, left_over, loopback
+from hivemesh.dataplane.ownership import TABLE, is_left_over, is_our_link, is_our_namespace
+from hivemesh.dataplane.suspicion import EVERYTHING, LINK, SYSCTL, WantedKeys, contradicts, stranger
 from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
 from hivemesh.kernel.linux import Linux
+from hivemesh.kernel.monitor import NFT, Change
 from hivemesh.kernel.rtnl import Rtnl
 from hivemesh.model.errors import Conflict
 from hivemesh.reconcile.delta import Delta
 from hivemesh.wire.netlink import Message
 from hivemesh.wire.rtnetlink import LinkSeen, add_bridge, add_veth, add_vxlan, delete_link, set_isolated, set_link
-
-log = logging.getLogger("hivemesh.apply")
-
-LINK, SYSCTL, NFT = "link", "sysctl", "nft"
-EVERYTHING = frozenset({LINK, SYSCTL, NFT, *(kind.name for kind in KINDS)})
-"""The names of what `forget` can be told to read again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +49,7 @@ class _Held:
     namespace: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     plan: NamespacePlan | None = None  # the last one we applied
+    coming: NamespacePlan | None = None  # the one being applied
     doubtful: set[str] = field(default_factory=lambda: set(EVERYTHING))
     failing: set[str] = field(default_factory=set)  # kinds with a failure last time: their repair is no drift
     indices: Indices = field(default_factory=dict)
@@ -98,8 +94,8 @@ class Applier:
         """
         held = self._of(plan.namespace)
         with held.lock:
-            created = self._namespace(held, plan)
             tally = _Tally()
+            created = self._namespace(held, plan, tally)
             if held.plan != plan or held.doubtful:
                 self._apply(held, plan, tally)
             return Outcome(
@@ -145,6 +141,74 @@ class Applier:
             ]
         return (namespace, *sorted(others))
 
+    def contradicted(self, changes: Sequence[Change]) -> set[str]:
+        """The namespaces whose plans somebody else's `changes` contradict; what is contradicted will be read again.
+
+        The host is among them, without doubts, when its own links and addresses change.
+        """
+        suspects: set[str] = set()
+        links: set[tuple[str, str]] = set()
+        keys = WantedKeys()
+        for change in changes:
+            held = self._held.get(change.namespace)
+            plan = held.plan if held is not None else None
+            if held is None or plan is None:
+                continue
+            if stranger(plan, held.indices, change):
+                suspects.add(HOST)
+                continue
+            if isinstance(change.value, LinkSeen):
+                links.add((change.namespace, change.value.name))
+            kinds = contradicts(plan, held.indices, change, keys)
+            if kinds is not None and (coming := held.coming) is not None:
+                kinds = contradicts(coming, held.indices, change, keys)
+            if kinds is not None:
+                held.doubt(kinds)
+                suspects.add(change.namespace)
+        for namespace, name in links:
+            suspects |= self._suspect_link(namespace, name)
+        return suspects
+
+    def _suspect_link(self, namespace: str, name: str) -> set[str]:
+        """A link is on its way from one state to another in several events: what counts is how it is now."""
+        owner = self._owner(namespace, name)
+        if owner is None:
+            held = self._of(namespace)
+            link = self._linux.door(namespace).link(name) if self._linux.exists(namespace) else None
+            if link is None or held.plan is None:
+                return set()
+            if not is_left_over(held.plan, link) and not list(loopback(held.plan, {name: link})):
+                return set()
+            held.doubt(frozenset({LINK}))
+            return {namespace}
+        held, wanted = owner
+        assert held.plan is not None
+        try:
+            door = self._linux.door(held.namespace)
+        except FileNotFoundError:
+            return {held.namespace}
+        names = {wanted.name, wanted.master} if isinstance(wanted, Vxlan) else {wanted.name}
+        seen = {name: link for name in names if (link := door.link(name)) is not None}
+        if list(compare(held.plan, [wanted], seen, self._outer())):
+            held.doubt(frozenset({LINK}))
+            return {held.namespace}
+        if seen[wanted.name].index != held.indices.get(wanted.name):
+            held.doubt()
+            return {held.namespace}
+        return set()
+
+    def _owner(self, namespace: str, name: str) -> tuple[_Held, Link] | None:
+        """Whose plan a link belongs to, as its near or its far end."""
+        with self._lock:
+            for held in self._held.values():
+                for link in held.plan.links if held.plan is not None else ():
+                    near = held.namespace == namespace and link.name == name
+                    if near or (
+                        isinstance(link, Veth) and (link.outer.namespace, link.outer.name) == (namespace, name)
+                    ):
+                        return held, link
+        return None
+
     def differences(self, plan: NamespacePlan) -> list[str]:
         """What the kernel lacks or has too much, read from it whatever we remember; [] means equal."""
         where = plan.namespace or "host"
@@ -154,7 +218,10 @@ class Applier:
             return [f"{where}: the namespace is marked {mark!r} instead of {plan.mark!r}"]
         door = self._linux.door(plan.namespace)
         seen = door.links()
-        found = [s.text for s in (*left_over(plan, seen), *compare(plan, plan.links, seen, self._outer()))]
+        found = [
+            s.text
+            for s in (*loopback(plan, seen), *left_over(plan, seen), *compare(plan, plan.links, seen, self._outer()))
+        ]
         indices = {name: link.index for name, link in seen.items()}
         for kind in KINDS:
             reading = kind.read(door, plan, indices)
@@ -182,14 +249,15 @@ class Applier:
             raise Conflict(f"namespace {namespace} exists and is not ours: `ip netns delete {namespace}` removes it")
         return mark
 
-    def _namespace(self, held: _Held, plan: NamespacePlan) -> bool:
+    def _namespace(self, held: _Held, plan: NamespacePlan, tally: _Tally) -> bool:
         """See that it exists and is ours. True if it had to be made."""
         if plan.namespace == HOST:
             return False
         created = False
         if not self._linux.exists(plan.namespace):
             if self._linux.pin_again(plan.namespace):
-                log.info("namespace %s had lost its name", plan.namespace)
+                tally.changed += 1
+                tally.repaired.append("the namespace had lost its name")
             else:
                 self._linux.create(plan.namespace, plan.mark)
                 created = True
@@ -216,6 +284,7 @@ class Applier:
     def _apply(self, held: _Held, plan: NamespacePlan, tally: _Tally) -> None:
         # what is doubted while we are at it stays doubtful
         doubtful, held.doubtful = held.doubtful, set()
+        held.coming = plan
         try:
             door = self._linux.door(plan.namespace)
             early, late = _settings_by_time(plan)
@@ -230,8 +299,9 @@ class Applier:
             self._tables(held, plan, doubtful, tally)
         except BaseException:
             held.doubt()
+            held.coming = None
             raise
-        held.plan = plan
+        held.plan, held.coming = plan, None
         held.failing = tally.failing
         held.doubtful |= tally.failing
 
@@ -278,7 +348,7 @@ class Applier:
         """True if links were made, removed or brought up: what hangs on them may be gone."""
         outer = self._outer()
         seen = door.links()
-        steps = list(left_over(plan, seen))
+        steps = [*loopback(plan, seen), *left_over(plan, seen)]
         bridges = [link for link in plan.links if isinstance(link, Bridge)]
         steps += compare(plan, bridges, seen, outer)
         for step in steps:
@@ -316,6 +386,8 @@ class Applier:
             tally.changed += 1
             before = held.plan.links if held.plan is not None else ()
             known = step.link in before if step.link is not None else all(x.name != step.name for x in before)
+            if step.name == "lo" and step.inside and held.plan is not None:
+                known = held.plan.mark == plan.mark
             if held.plan is not None and known and LINK not in held.failing:
                 tally.repaired.append(step.text)
 
@@ -404,7 +476,10 @@ class Applier:
             ]
             if kind is KINDS[0] and removals:
                 # removing an IPv4 address takes others of its subnet and routes with it: look again
-                self._send_entries(removals, kind, door, tally)
+                drifting = was_read and before is not None and kind.name not in held.failing
+                for message, value in self._send_entries(removals, kind, door, tally):
+                    if drifting and value not in before:
+                        tally.repaired.append(f"{kind.name} was too much: {message.subject}")
                 doubtful |= EVERYTHING - {NEIGHBOR.name, FDB.name}
                 delta.believe(kind.read(door, plan, held.indices).values)
                 change, removals = delta.change(wanted), []
@@ -436,11 +511,16 @@ class Applier:
         tally.changed += len(messages) - len(refused)
         tally.repaired += [text for key, text in drift.items() if key not in refused]
 
-    def _send_entries(self, removals: list[tuple[Message, Any]], kind: Kind[Any], door: Rtnl, tally: _Tally) -> None:
+    def _send_entries(
+        self, removals: list[tuple[Message, Any]], kind: Kind[Any], door: Rtnl, tally: _Tally
+    ) -> list[tuple[Message, Any]]:
+        """Returns what was removed."""
         failures = [f for f in door.apply([message for message, _ in removals]) if f.errno not in GONE]
         for failure in failures:
             tally.fail(kind.name, str(failure))
-        tally.changed += len(removals) - len(failures)
+        refused = {id(failure.message) for failure in failures}
+        tally.changed += len(removals) - len(refused)
+        return [removal for removal in removals if id(removal[0]) not in refused]
 
     # --- nftables
 
@@ -462,6 +542,8 @@ class Applier:
             for family, name in _unwanted_tables(plan, self._linux.tables(plan.namespace)):
                 self._linux.delete_table(plan.namespace, family, name)
                 tally.changed += 1
+                if undoing and held.plan is not None and all((t.family, t.name) != (family, name) for t in before):
+                    tally.repaired.append(f"nft {family} {name} was too much")
         except OSError as error:
             tally.fail(NFT, f"remove tables of ours: {error}")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hivemesh.dataplane.ownership import is_left_over, is_our_link
-from hivemesh.kernel.api import Bridge, Link, NamespacePlan, Veth, Vxlan
+from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
 from hivemesh.wire.netlink import Message
 from hivemesh.wire.rtnetlink import LinkSeen, set_bridge, set_isolated, set_link
 
@@ -51,6 +51,15 @@ def compare(plan: NamespacePlan, wanted: Sequence[Link], seen: dict[str, LinkSee
         step = _in_place(link, found, seen, outer)
         if step is not None:
             yield step
+
+
+def loopback(plan: NamespacePlan, seen: dict[str, LinkSeen]) -> Iterator[Step]:
+    """`lo` of a namespace of ours is up and carries the mark."""
+    found = seen.get("lo")
+    if plan.namespace == HOST or found is None or (found.up and found.alias == plan.mark):
+        return
+    text = f"link lo: up {found.up}, alias {found.alias!r} instead of {plan.mark!r}"
+    yield Step(name="lo", text=text, inside=(set_link(found.index, "lo", up=True, alias=plan.mark),))
 
 
 def left_over(plan: NamespacePlan, seen: dict[str, LinkSeen]) -> Iterator[Step]:
