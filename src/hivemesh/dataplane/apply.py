@@ -476,9 +476,8 @@ class Applier:
             ]
             if kind is KINDS[0] and removals:
                 # removing an IPv4 address takes others of its subnet and routes with it: look again
-                drifting = was_read and before is not None and kind.name not in held.failing
                 for message, value in self._send_entries(removals, kind, door, tally):
-                    if drifting and value not in before:
+                    if was_read and before is not None and value not in before and kind.name not in held.failing:
                         tally.repaired.append(f"{kind.name} was too much: {message.subject}")
                 doubtful |= EVERYTHING - {NEIGHBOR.name, FDB.name}
                 delta.believe(kind.read(door, plan, held.indices).values)

@@ -58,7 +58,7 @@ def loopback(plan: NamespacePlan, seen: dict[str, LinkSeen]) -> Iterator[Step]:
     found = seen.get("lo")
     if plan.namespace == HOST or found is None or (found.up and found.alias == plan.mark):
         return
-    text = f"link lo: up {found.up}, alias {found.alias!r} instead of {plan.mark!r}"
+    text = "link lo is down" if not found.up else f"link lo: alias {found.alias!r} instead of {plan.mark!r}"
     yield Step(name="lo", text=text, inside=(set_link(found.index, "lo", up=True, alias=plan.mark),))
 
 
