@@ -123,11 +123,14 @@ class Machine:
         environment: Mapping[str, str] | None = None,
     ) -> "subprocess.CompletedProcess[str]":  # fmt: skip
         """Run a command on the machine and wait. Raises `LabError` on a non-zero exit code, unless `check` is off."""
-        done = subprocess.run(
-            self.command(arguments), input=input, capture_output=True, text=True, timeout=timeout, check=False,
-            stdin=subprocess.DEVNULL if input is None else None,
-            env={**os.environ, **self.environment(), **(environment or {})},
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                self.command(arguments), input=input, capture_output=True, text=True, timeout=timeout, check=False,
+                stdin=subprocess.DEVNULL if input is None else None,
+                env={**os.environ, **self.environment(), **(environment or {})},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            raise LabError(f"{self.name}: `{' '.join(arguments)}` did not end within {timeout:g} s") from late
         if check and done.returncode:
             said = (done.stderr or done.stdout).strip()
             raise LabError(f"{self.name}: `{' '.join(arguments)}` failed ({done.returncode}): {said}")

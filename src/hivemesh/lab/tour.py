@@ -72,7 +72,7 @@ def publish(lab: Lab, program: str) -> None:
     click.echo(f"n1$ {program} {' '.join(CREATE)}", err=True)
     # The command of this environment, not what PATH has by that name.
     command = program if program == "docker" else os.path.join(os.path.dirname(sys.executable), program)
-    first.exec(command, *CREATE, "--quiet", timeout=SERVING_TIMEOUT)
+    first.exec(command, *CREATE[:2], "--quiet", "--detach", *CREATE[2:], timeout=SERVING_TIMEOUT)
 
 
 def await_service(lab: Lab) -> None:
@@ -81,8 +81,10 @@ def await_service(lab: Lab) -> None:
     for url in _urls(lab):
         while not _ask(lab.client, url):
             if time.monotonic() > until:
-                tasks = [task["Status"].get("Err") or task["Status"]["State"] for task in _tasks(lab)]
-                raise HivemeshError(f"{url} does not answer; the tasks say: {', '.join(tasks)}")
+                said = {
+                    task["Status"].get("Err") or task["Status"]["State"] for task in lab.nodes[0].api("GET", "/tasks")
+                }
+                raise HivemeshError(f"{url} does not answer; the tasks say: {'; '.join(sorted(said))}")
             time.sleep(0.1)
 
 
@@ -110,20 +112,22 @@ def show(lab: Lab, program: str) -> None:
         "\nThe client host asks every node, also the one without a task; each task sees the client's own address:\n"
     )
     for url in _urls(lab):
-        _show_answer(lab.client, url, owner)
+        _show_answers(lab.client, url, owner)
     click.echo("\nA node asks itself:\n")
     for url in (f"http://127.0.0.1:{PORT}/", f"http://[::1]:{PORT}/"):
-        _show_answer(lab.nodes[-1], url, owner)
+        _show_answers(lab.nodes[-1], url, owner)
     counted = Counter(_who(_ask(lab.client, _urls(lab)[0]), owner) for _ in range(SAMPLE))
     shares = ", ".join(f"{count} by {name}" for name, count in sorted(counted.items()))
     click.echo(f"\n{SAMPLE} connections from the client to n1 were answered: {shares}\n")
     click.echo(NEXT.format(program=program, service=SERVICE, port=PORT))
 
 
-def _show_answer(asker: Machine, url: str, owner: dict[str, str]) -> None:
-    answer = _ask(asker, url)
-    seen = next((line.partition(": ")[2] for line in answer if line.startswith("RemoteAddr")), "nobody")
-    click.echo(f"  {asker.name + '$ curl ' + url:<46} {_who(answer, owner):<24} saw {seen}")
+def _show_answers(asker: Machine, url: str, owner: dict[str, str]) -> None:
+    """Ask as often as there are tasks, so that the balancer's turns show."""
+    answers = [_ask(asker, url) for _ in range(REPLICAS)]
+    seen = {line.partition(": ")[2].rpartition(":")[0] for a in answers for line in a if line.startswith("RemoteAddr")}
+    click.echo(f"  {asker.name + '$ curl ' + url:<49}{' and '.join(sorted({_who(a, owner) for a in answers}))}")
+    click.echo(f"  {'':<49}saw {' and '.join(sorted(seen)) or 'nobody'}")
 
 
 def _is_whole(lab: Lab) -> bool:
