@@ -1,7 +1,7 @@
 """`make bench-peers`: a real Docker Swarm and hivemesh in turn on this machine, the same work for both.
 
 The Docker side is a rig of scripts (HIVEMESH_PEERS, by default beside the checkout) that needs Debian's docker.io,
-dnsmasq-base, gcc and busybox-static. Its output is printed as it is; ours is measured alike: from the API call until the
+dnsmasq-base, gcc and busybox-static. Its output is printed as it is; ours is measured alike: from the call until the
 manager says that all tasks run, and from the removal until no container is left.
 """
 

@@ -52,9 +52,10 @@ def create(bed: Lab, spec: dict[str, Any]) -> None:
 
 def remove(bed: Lab, name: str) -> None:
     """Remove a service and wait until its tasks are gone."""
+    identifier = bed.nodes[0].api("GET", f"/services/{name}")["ID"]
     bed.nodes[0].api("DELETE", f"/services/{name}")
     until = time.monotonic() + 60
-    while any(task["Spec"]["ContainerSpec"]["Image"] for task in bed.nodes[0].api("GET", "/tasks")):
+    while any(task["ServiceID"] == identifier for task in bed.nodes[0].api("GET", "/tasks")):
         if time.monotonic() > until:
             raise RuntimeError(f"tasks of {name} do not go away")
         time.sleep(0.02)
