@@ -230,6 +230,13 @@ def remove(namespace: str) -> None:
     _applier.remove(namespace)
 
 
+def doubt(namespaces: Iterable[str]) -> None:
+    """As the agent does when the kernel says that somebody else touched a namespace."""
+    assert _applier is not None
+    for namespace in namespaces:
+        _applier.forget(namespace)
+
+
 def differences(plans: Iterable[NamespacePlan]) -> list[str]:
     assert _applier is not None
     return [d for plan in plans for d in _applier.differences(plan)]

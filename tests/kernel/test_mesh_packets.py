@@ -21,6 +21,7 @@ from mesh_rig import (
     big_datagram,
     bulk,
     differences,
+    doubt,
     facts_of,
     hush,
     remove,
@@ -228,6 +229,23 @@ def test_backend_that_leaves_gets_no_new_connections_and_keeps_the_old(rig: Rig,
         rig.tasks = before
         rig.apply()
         assert servers(rig.client.call(ask_again)) == servers(held) == {"web1": 1, "web2": 1}
+
+
+@FAMILIES
+def test_flushed_tables_are_put_back_and_old_connections_go_on(rig: Rig, version: int) -> None:
+    held = rig.client.call(ask, "tcp", address(1, version), 8090, times=2, keep=True)
+    held += rig.client.call(ask, "udp", address(1, version), 8090, times=2, keep=True)
+    try:
+        for number in (1, 2, 3):
+            namespaces = [plan.namespace for plan in rig.plans(number)]
+            for namespace in namespaces:
+                rig.nodes[number].call(run, "nft", "flush", "ruleset", at=namespace)
+            rig.nodes[number].call(doubt, namespaces)
+            assert rig.nodes[number].call(differences, rig.plans(number)) != []
+        rig.apply()
+    finally:
+        again = rig.client.call(ask_again)
+    assert (servers(again), seen(again)) == (servers(held), {client(version)})
 
 
 def test_vxlan_from_a_stranger_is_not_accepted(rig: Rig) -> None:
