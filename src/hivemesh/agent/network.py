@@ -25,7 +25,7 @@ from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, overlay_namespace, sandbox_namespace
 from hivemesh.kernel import conntrack, netns
 from hivemesh.kernel.api import HOST, NamespacePlan
-from hivemesh.kernel.monitor import Monitor
+from hivemesh.kernel.monitor import Beliefs, Monitor
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import NetworkID, TaskID
@@ -45,6 +45,7 @@ ATTACH_TIMEOUT = 30.0
 """Seconds a task waits for its networks to come with the view (Docker's number)."""
 PARALLEL_WIRINGS = 2
 """Sandboxes at a time; a pass for a new view slips in between."""
+REPAIRS = 3
 THREADS = PARALLEL_WIRINGS + 2
 """One for views, one for drift. Netlink's calls block, for less than a millisecond each."""
 
@@ -52,7 +53,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Kernel(Protocol):
+class Kernel(Beliefs, Protocol):
     """`dataplane.apply.Applier`."""
 
     def ensure(self, plan: NamespacePlan) -> Outcome: ...
@@ -83,7 +84,7 @@ class NodeNetwork:
         self._on_applied = applied
         self._on_lost = lost
         self._planner = Planner()
-        self._monitor = Monitor()
+        self._monitor = Monitor(kernel)
         self._facts: HostFacts | None = None
         self._view: ViewParts | None = None
         self._revision = 0
@@ -176,7 +177,7 @@ class NodeNetwork:
                 self._applied.pop(name, None)
             else:
                 self._applied[name] = plan
-            if name == HOST or netns.exists(name):
+            with contextlib.suppress(FileNotFoundError):
                 self._monitor.add(name)
         return len(failed)
 
@@ -312,9 +313,7 @@ class NodeNetwork:
             touched, self._touched = self._touched, set()
             if HOST in touched:
                 await self._look_again()
-            for namespace in touched:
-                self._kernel.forget(namespace)
-            for namespace in dict.fromkeys(n for t in sorted(touched) for n in self._kernel.affected(t)):
+            for namespace in sorted(touched):
                 await self._check(namespace)
 
     async def _check_regularly(self) -> None:
@@ -326,25 +325,40 @@ class NodeNetwork:
                 await self._check(namespace)
 
     async def _check(self, namespace: str) -> None:
-        """Look at the kernel again, and put right what is not as we left it."""
+        """Look again at what is doubted, and put right what is not as we left it."""
         async with self._locks[namespace]:
             plan = self._applied.get(namespace)
             if plan is None:
                 return
+            words, created, failed = await self._repair(plan)
+            if words:
+                self.drift[namespace or "host"] += len(words)
+                log.warning("drift in %s, repaired: %s", namespace or "the host", "; ".join(words))
+            self._note(namespace, failed)
+            if failed:
+                self._applied.pop(namespace, None)
+                self._wake.set()
+        if created:
+            self._rebuilt(namespace)
+
+    async def _repair(self, plan: NamespacePlan) -> tuple[list[str], bool, tuple[str, ...]]:
+        """What was repaired in words, whether the namespace had to be made, and what failed.
+
+        Removing one thing, the kernel silently removes others that hung on it: after a repair, all is looked at again.
+        """
+        words: list[str] = []
+        created = False
+        for _ in range(REPAIRS):
             try:
                 outcome = await self._in_thread(self._kernel.ensure, plan)
             except (HivemeshError, OSError) as error:
-                outcome = Outcome(created=False, changed=0, failed=(str(error),))
-            if outcome.repaired or outcome.created:
-                words = outcome.repaired or ("the namespace was removed",)
-                self.drift[namespace or "host"] += len(words)
-                log.warning("drift in %s, repaired: %s", namespace or "the host", "; ".join(words))
-            self._note(namespace, outcome.failed)
-            if outcome.failed:
-                self._applied.pop(namespace, None)
-                self._wake.set()
-        if outcome.created:
-            self._rebuilt(namespace)
+                return words, created, (str(error),)
+            created |= outcome.created
+            words += outcome.repaired or (("the namespace was removed",) if outcome.created else ())
+            if not outcome.repaired and not outcome.created:
+                break
+            self._kernel.forget(plan.namespace)
+        return words, created, outcome.failed
 
     def _rebuilt(self, namespace: str) -> None:
         """A whole namespace had been removed: its neighbours' links went with it, and the task in it is cut off."""

@@ -13,6 +13,8 @@ LOG_DRIVER = "k8s-file"
 """A file beside the container, which Podman's log calls can read with and without a journal."""
 CPU_PERIOD = 100_000
 """Microseconds; Docker turns NanoCPUs into a quota of this period."""
+SANDBOX_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
+"""As every sandbox has it. Podman's default is `0 0`, written into the sandbox when the container starts."""
 RUNNING = {"running", "paused", "stopping"}
 ENDED = {"exited", "stopped"}
 
@@ -98,7 +100,7 @@ def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
         "init": spec.init,
         "cap_add": spec.capability_add,
         "cap_drop": spec.capability_drop,
-        "sysctl": spec.sysctls,
+        "sysctl": SANDBOX_SYSCTLS | spec.sysctls,
     }
     body.update({name: value for name, value in optional.items() if value})
     limits = _limits(request)
