@@ -13,7 +13,7 @@ from hivemesh.api.http import (
     manager_of,
     version_of_object,
 )
-from hivemesh.model.errors import Invalid, Unsupported
+from hivemesh.model.errors import Invalid, NotFound, Unsupported
 from hivemesh.model.service import Service
 from hivemesh.wire.engine import objects, requests
 
@@ -85,14 +85,24 @@ async def logs(request: web.Request) -> web.Response:
     )
 
 
-async def _later(request: web.Request) -> web.Response:
-    """Kinds of objects that clients know and this version has not: better said than "page not found"."""
+@routes.get(r"/{kind:secrets|configs}")
+async def list_none(request: web.Request) -> web.Response:
+    """There are none; `stack rm` and scripts list them all the same."""
+    manager_of(request)
+    return answer([])
+
+
+@routes.post(r"/{kind:secrets|configs}/create")
+async def create_none(request: web.Request) -> web.Response:
     manager_of(request)
     raise Unsupported(f"{request.match_info['kind']} are not supported yet")
 
 
-for _path in (r"/{kind:secrets|configs}", r"/{kind:secrets|configs}/{rest:.+}"):
-    routes.route("*", _path)(_later)
+@routes.route("*", r"/{kind:secrets|configs}/{ref}")
+@routes.route("*", r"/{kind:secrets|configs}/{ref}/update")
+async def find_none(request: web.Request) -> web.Response:
+    manager_of(request)
+    raise NotFound(f"{request.match_info['kind'].removesuffix('s')} {request.match_info['ref']} not found")
 
 
 @routes.get(r"/distribution/{name:.+}/json")

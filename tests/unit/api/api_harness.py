@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -253,10 +253,3 @@ async def worker_api() -> AsyncIterator[Served]:
     async with outside_api() as served:
         await served.client.post("/swarm/join", {"RemoteAddrs": ["198.51.100.11:2377"], "JoinToken": "SWMTKN-1-a-b"})
         yield served
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until a condition holds, a few seconds at most."""
-    async with asyncio.timeout(5):
-        while not await condition():
-            await asyncio.sleep(0.02)

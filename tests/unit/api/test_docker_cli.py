@@ -1,29 +1,192 @@
-"""The unmodified docker CLI speaks to our API."""
+"""The unmodified docker CLI speaks to our API: real managers, a real store, tasks that start at once."""
 
-from api_harness import manager_api
+import asyncio
+import json
+import shutil
+
+import pytest
+from api_harness import Served, manager_api, outside_api, worker_api
+
+pytestmark = pytest.mark.skipif(shutil.which("docker") is None, reason="there is no docker command here")
+
+CREATE = ("service", "create", "--name", "web_ingress_lb", "--replicas", "2", "--publish", "8090:80")
 
 
-async def test_one_manager_docker_cli_walks_through_a_service() -> None:
-    async with manager_api() as manager:
-        assert "hivemesh" in await manager.docker("version")
-        nodes = await manager.docker("node", "ls")
-        assert "n1" in nodes
-        out = await manager.docker(
-            "service",
-            "create",
-            "--name",
-            "web_ingress_lb",
-            "--replicas",
-            "2",
-            "--publish",
-            "8090:80",
-            "localhost/whoami",
+async def create(api: Served, *more: str, image: str = "localhost/whoami") -> str:
+    return (await api.docker("service", "create", "--detach", "--no-resolve-image", *more, image)).strip()
+
+
+async def test_machine_outside_a_swarm_answers_what_everybody_asks_first() -> None:
+    async with outside_api() as api:
+        assert "API version:      1.51 (minimum version 1.40)" in await api.docker("version")
+        assert "Swarm: inactive" in await api.docker("info")
+        assert "This node is not a swarm manager. Use " in await api.docker_error("node", "ls")
+        assert "This node is not part of a swarm" in await api.docker_error("swarm", "leave")
+
+
+async def test_swarm_init_makes_a_manager_and_refuses_to_do_it_twice() -> None:
+    async with outside_api() as api:
+        assert "is now a manager" in await api.docker("swarm", "init", "--default-addr-pool", "10.77.0.0/16")
+        assert "already part of a swarm" in await api.docker_error("swarm", "init")
+        assert "10.77.0.0/24" in await api.docker("network", "inspect", "ingress")
+        info = await api.docker("info", "--format", "{{json .Swarm}}")
+        assert json.loads(info)["ControlAvailable"] is True
+        listed = await api.docker("node", "ls", "--format", "{{.Hostname}} {{.Self}} {{.ManagerStatus}} {{.TLSStatus}}")
+        assert listed == "n1 true Leader Ready\n"
+
+
+async def test_worker_says_that_managers_decide() -> None:
+    async with worker_api() as api:
+        for command in (
+            ("node", "ls"),
+            ("service", "ls"),
+            ("service", "create", "x"),
+            ("network", "create", "-dover", "n"),
+        ):
+            refused = await api.run("docker", *[word.replace("-dover", "--driver=overlay") for word in command])
+            assert "Worker nodes can't be used to view or modify cluster state" in refused.err
+
+
+async def test_service_is_created_scaled_updated_and_removed() -> None:
+    async with manager_api() as api:
+        created = await api.run("docker", *CREATE, "--update-monitor", "200ms", "localhost/whoami")
+        assert created.code == 0, created
+        assert "Service converged" in created.out
+        assert "could not be accessed on a registry" in created.err
+        row = await api.docker("service", "ls", "--format", "{{.Name}} {{.Replicas}} {{.Ports}}")
+        assert row == "web_ingress_lb 2/2 *:8090->80/tcp\n"
+
+        await api.docker("service", "scale", "--detach", "web_ingress_lb=5")
+        await api.docker(
+            "service", "update", "--detach", "--no-resolve-image", "--image", "localhost/two", "web_ingress_lb"
         )
-        print(out)
-        print(await manager.docker("service", "ls"), await manager.docker("service", "ps", "web_ingress_lb"), nodes)
-        print(
-            await manager.docker("info"),
-            await manager.docker("network", "ls"),
-            await manager.docker("service", "inspect", "web_ingress_lb"),
+        await api.docker("service", "update", "--detach", "--rollback", "web_ingress_lb")
+        inspected = json.loads(await api.docker("service", "inspect", "web_ingress_lb"))[0]
+        assert inspected["Spec"]["Mode"]["Replicated"]["Replicas"] == 5
+        assert inspected["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "localhost/whoami:latest"
+        tasks = await api.docker("service", "ps", "web_ingress_lb", "--filter", "desired-state=running", "-q")
+        assert len(tasks.split()) == 5
+
+        await api.docker("service", "rm", "web_ingress_lb")
+        assert await api.docker("service", "ls", "-q") == ""
+
+
+async def test_zero_values_keep_their_meaning() -> None:
+    async with manager_api() as api:
+        await create(
+            api, "--name=web", "--replicas=0", "--restart-delay=0s", "--stop-grace-period=0s", "--update-parallelism=0"
         )
-        assert 0
+        spec = json.loads(await api.docker("service", "inspect", "web"))[0]["Spec"]
+        assert spec["Mode"]["Replicated"]["Replicas"] == 0
+        assert spec["TaskTemplate"]["RestartPolicy"]["Delay"] == 0
+        assert spec["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"] == 0
+        assert spec["UpdateConfig"]["Parallelism"] == 0
+
+
+async def test_everything_the_cli_can_say_about_a_container_arrives() -> None:
+    async with manager_api() as api:
+        options = """--name=web --env=A=1 --label=a=b --container-label=c=d --hostname=h --user=u --workdir=/w
+            --stop-signal=INT --host=db:192.0.2.1 --mount=type=bind,source=/tmp,target=/x,readonly --limit-memory=64m
+            --constraint=node.role==manager --publish=published=8080,target=80,mode=host
+            --publish=9000-9001:9000-9001/udp"""
+        await create(api, *options.split())
+        service = json.loads(await api.docker("service", "inspect", "web"))[0]
+        container = service["Spec"]["TaskTemplate"]["ContainerSpec"]
+        assert container["Mounts"] == [{"Type": "bind", "Source": "/tmp", "Target": "/x", "ReadOnly": True}]
+        assert container["Hosts"] == ["192.0.2.1 db"]
+        assert container["Env"] == ["A=1"]
+        ports = {
+            (port["PublishedPort"], port["Protocol"], port["PublishMode"]) for port in service["Endpoint"]["Ports"]
+        }
+        assert ports == {(8080, "tcp", "host"), (9000, "udp", "ingress"), (9001, "udp", "ingress")}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--health-cmd", "true"), "TaskTemplate.ContainerSpec.Healthcheck is not supported"),
+        (("--dns", "192.0.2.1"), "TaskTemplate.ContainerSpec.DNSConfig is not supported"),
+        (("--secret", "s"), "secret not found: s"),
+        (("--mode", "global"), "service mode global is not supported yet"),
+        (("--placement-pref", "spread=node.labels.x"), "TaskTemplate.Placement.Preferences is not supported"),
+        (("--log-driver", "none"), "TaskTemplate.LogDriver is not supported"),
+    ],
+)
+async def test_what_we_do_not_do_is_refused_by_name(options: tuple[str, ...], named: str) -> None:
+    async with manager_api() as api:
+        assert named in await api.docker_error("service", "create", "--detach", "--no-resolve-image", *options, "x")
+        assert await api.docker("service", "ls", "-q") == ""
+
+
+async def test_refusals_carry_the_words_that_tools_know() -> None:
+    async with manager_api() as api:
+        identifier = await create(api, "--name=web", "--publish=8080:80")
+        again = await api.docker_error("service", "create", "--detach", "--no-resolve-image", "--name=web", "x")
+        assert "rpc error: code = AlreadyExists desc = name conflicts with an existing object: service web" in again
+        taken = await api.docker_error("service", "create", "--detach", "--no-resolve-image", "--publish=8080:1", "x")
+        assert f"port '8080' is already in use by service 'web' ({identifier}) as an ingress port" in taken
+        assert "No such service: nosuch" in await api.docker_error("service", "rm", "nosuch")
+        assert "No such node: nosuch" in await api.docker_error("node", "rm", "nosuch")
+        assert "nosuch" in await api.docker_error("service", "create", "--detach", "--network=nosuch", "x")
+
+
+async def test_failed_task_shows_the_engines_words() -> None:
+    async with manager_api() as api:
+        await create(api, "--name=web", "--restart-condition=none", image="bad/image")
+        for _ in range(50):
+            shown = await api.docker("service", "ps", "web", "--no-trunc")
+            if "no such image: bad/image" in shown:
+                break
+            await asyncio.sleep(0.05)
+        assert "no such image: bad/image" in shown
+        assert "Rejected" in shown
+
+
+async def test_networks_are_created_inspected_and_protected_while_in_use() -> None:
+    async with manager_api() as api:
+        await api.docker("network", "create", "--driver=overlay", "--subnet=10.9.0.0/24", "--ipv6", "backend")
+        await create(api, "--name=web", "--network=backend")
+        network = json.loads(await api.docker("network", "inspect", "--verbose", "backend"))[0]
+        assert network["Scope"] == "swarm"
+        assert network["IPAM"]["Config"][0] == {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.1"}
+        assert network["EnableIPv6"] is True
+        assert "is in use by service" in await api.docker_error("network", "rm", "backend")
+        assert "already exists" in await api.docker_error("network", "create", "--driver=overlay", "backend")
+        await api.docker("service", "rm", "web")
+        listed = await api.docker("network", "ls", "--filter", "driver=overlay", "--format", "{{.Name}}")
+        assert listed.split() == ["backend", "ingress"]
+
+
+async def test_rotated_token_is_new_and_the_old_one_gone() -> None:
+    async with manager_api() as api:
+        before = await api.docker("swarm", "join-token", "-q", "worker")
+        after = await api.docker("swarm", "join-token", "-q", "--rotate", "worker")
+        assert before != after
+        assert after == await api.docker("swarm", "join-token", "-q", "worker")
+        assert "docker swarm join --token" in await api.docker("swarm", "join-token", "manager")
+
+
+async def test_node_can_be_drained_and_labelled() -> None:
+    async with manager_api() as api:
+        await api.docker("node", "update", "--availability=drain", "--label-add=disk=ssd", "n1")
+        spec = json.loads(await api.docker("node", "inspect", "self"))[0]["Spec"]
+        assert (spec["Availability"], spec["Labels"]) == ("drain", {"disk": "ssd"})
+        assert "n1" in await api.docker("node", "ls", "--filter", "node.label=disk=ssd")
+        assert "last manager" in await api.docker_error("node", "demote", "n1")
+
+
+async def test_stack_is_deployed_listed_and_removed() -> None:
+    stack = b"""
+version: "3.8"
+services:
+  web:
+    image: localhost/whoami
+    ports: ["8091:80"]
+    deploy: {replicas: 2}
+"""
+    async with manager_api() as api:
+        await api.docker("stack", "deploy", "--resolve-image=never", "--compose-file=-", "demo", stdin=stack)
+        assert "demo_web" in await api.docker("stack", "services", "demo")
+        assert await api.docker("stack", "ls", "--format", "{{.Name}} {{.Services}}") == "demo 1\n"
+        await api.docker("stack", "rm", "demo")
+        assert await api.docker("service", "ls", "-q") == ""

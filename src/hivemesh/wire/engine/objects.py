@@ -259,7 +259,7 @@ def network(value: Network, nodes: Iterable[Node] = ()) -> Json:
         "Scope": "swarm",
         "Driver": value.spec.driver,
         "EnableIPv4": True,
-        "EnableIPv6": value.spec.ipv6,
+        "EnableIPv6": value.spec.ipv6 or any(subnet.prefix.version == 6 for subnet in value.subnets),
         "IPAM": {"Driver": "default", "Options": None, "Config": _subnets(value)},
         "Internal": value.spec.internal,
         "Attachable": value.spec.attachable,
