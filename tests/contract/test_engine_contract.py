@@ -94,7 +94,7 @@ async def bed(
     if request.param == "podman":
         engine = PodmanEngine(PodmanService(tmp_path))
     else:
-        engine = ProcessEngine(tmp_path, {IMAGE: [BUSYBOX]})
+        engine = ProcessEngine(tmp_path / "process", {IMAGE: [BUSYBOX]})
     bed = Bed(engine, netns)
     try:
         yield bed
@@ -199,7 +199,7 @@ async def test_container_outlives_its_engine_object(bed: Bed, tmp_path: Path, ne
     if isinstance(bed.engine, PodmanEngine):
         fresh = PodmanEngine(PodmanService(tmp_path))
     else:
-        fresh = ProcessEngine(tmp_path, {IMAGE: [BUSYBOX]})
+        fresh = ProcessEngine(tmp_path / "process", {IMAGE: [BUSYBOX]})
     bed.engine = fresh
     (info,) = await fresh.list()
     assert (info.id, info.state, info.pid) == (container, "running", before)
