@@ -27,7 +27,7 @@ from hivemesh.lab.image import build_image, build_program, store_lock
 from hivemesh.lab.machine import LabError, Machine, all_processes
 from hivemesh.lab.node import Node
 from hivemesh.lab.topology import CLIENT, DEFAULT_NAME, MAX_NODES, UNDERLAY4, UNDERLAY6, Places, Topology, check_name
-from hivemesh.model.errors import Conflict, Invalid, NotFound
+from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound
 
 RECORD = "lab.json"
 READY_TIMEOUT = 30.0
@@ -82,7 +82,7 @@ class Lab:
     # -- up -----------------------------------------------------------------------------------------------------------
 
     def up(self, progress: Callable[[str], None] = lambda _: None) -> None:
-        """Build it; on failure nothing is left. Raises `Conflict` when it is up, `LabError`, `http.Refused`."""
+        """Build it; on failure nothing is left but the daemons' logs. Raises `Conflict` when it is up, `LabError`."""
         if os.geteuid():
             raise Invalid("a lab makes network namespaces: run it as root")
         if self.is_up:
@@ -105,13 +105,14 @@ class Lab:
             if self.settings.swarm:
                 progress("forming a swarm")
                 self.form_swarm()
-        except BaseException as error:
-            try:
-                logs = self._keep_logs()
-                if logs:
-                    error.add_note(f"The daemons' logs are kept in {logs}")
-            finally:
-                self.down()
+        except HivemeshError as error:
+            logs = self._keep_logs()
+            self.down()
+            if logs is None:
+                raise
+            raise LabError(f"{error} (the daemons' logs are kept in {logs})") from error
+        except BaseException:  # interrupted: nobody wants to read logs
+            self.down()
             raise
 
     def form_swarm(self) -> None:
@@ -270,8 +271,7 @@ class Lab:
         logs = [node.log for node in self.nodes if node.log.exists()]
         if not logs:
             return None
-        kept = Path(tempfile.gettempdir()) / f"hivemesh-{self.name}-logs"
-        kept.mkdir(exist_ok=True)
+        kept = Path(tempfile.mkdtemp(prefix=f"hivemesh-{self.name}-logs-"))
         for log in logs:
             shutil.copy(log, kept / f"{log.parent.name}.log")
         return kept

@@ -62,30 +62,31 @@ class Machine:
         return {"DOCKER_HOST": "unix:///run/hivemesh/docker.sock"}
 
     def begin(self, hosts: Path) -> subprocess.Popen[str]:
-        """Start the first process; `await_ready` waits for it. The network namespace must exist."""
+        """Start the first process; `await_ready` waits for it. The network namespace must exist.
+
+        What is returned ends at once; the first process is nobody's child, and lives on when we end.
+        """
         self.disk.mkdir(parents=True, exist_ok=True)
         self.run.mkdir(parents=True, exist_ok=True)
         with as_file(files("hivemesh.lab") / "machine.sh") as script:
             return subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{self.spec.netns}",
+                ["setsid", "--fork", "nsenter", f"--net=/run/netns/{self.spec.netns}",
                  "unshare", "--mount", "--uts", "--pid", "--fork", "--propagation", "private",
                  "bash", str(script), self.name, self.spec.mark, str(self.run), str(hosts)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                start_new_session=True,
             )  # fmt: skip
 
     def await_ready(self, starting: "subprocess.Popen[str]") -> None:
         """Raises `LabError` with what the machine's first process said instead."""
+        starting.wait()
         said = []
         assert starting.stdout is not None
         with starting.stdout as lines:
             for line in lines:
                 if line == "ready\n":
-                    starting.returncode = 0  # it runs on without us; Popen would otherwise warn when it is dropped
                     break
                 said.append(line)
             else:
-                starting.wait()
                 raise LabError(f"machine {self.name} did not start: {''.join(said).strip()}")
         until = time.monotonic() + STOP_TIMEOUT
         while self.init_pid() is None:  # between saying so and taking its mark lies one exec
@@ -155,13 +156,13 @@ class Machine:
 
 
 def all_processes() -> Iterator[Process]:
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdecimal():
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
             continue
         with contextlib.suppress(OSError):  # it has ended since the folder was read
-            raw = Path(entry.path, "cmdline").read_bytes()
+            raw = Path("/proc", name, "cmdline").read_bytes()
             if raw:  # kernel threads and zombies have none
-                yield Process(int(entry.name), tuple(os.fsdecode(raw.removesuffix(b"\0")).split("\0")))
+                yield Process(int(name), tuple(os.fsdecode(raw.removesuffix(b"\0")).split("\0")))
 
 
 def kill(processes: Sequence[Process], signal_number: int) -> None:

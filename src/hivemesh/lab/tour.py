@@ -45,8 +45,6 @@ def main() -> None:
         tour()
     except HivemeshError as error:
         click.echo(f"Error: {error}", err=True)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(note, err=True)
         sys.exit(1)
 
 

@@ -1,0 +1,131 @@
+"""Labs come up, are used through the command line, and leave nothing behind, whatever happened to them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hivemesh.lab.lab import Lab, LabSettings, labs, machine_marks, namespaces
+from hivemesh.lab.machine import LabError
+
+pytestmark = pytest.mark.scenario
+
+FreshLab = Callable[[LabSettings], Lab]
+ALONE = LabSettings(nodes=1, engine="process", swarm=False)
+
+
+def hivemesh(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = Path(sys.executable).parent / "hivemesh"
+    return subprocess.run([command, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def traces(lab: Lab) -> list[str]:
+    """Whatever of a lab this machine still has."""
+    found = [f"process {mark}" for mark in machine_marks(lab.name)]
+    found += [f"namespace {name}" for name in namespaces() if name.startswith(f"hm-{lab.name}-")]
+    found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if f"/{lab.name}/" in line]
+    found += [str(path) for path in (lab.places.disk / lab.name, lab.places.run / lab.name) if path.exists()]
+    return found
+
+
+def container_groups(container: str) -> list[Path]:
+    return [path for path in Path("/sys/fs/cgroup").glob("**/libpod*") if path.name.endswith(container)]
+
+
+def test_lab_that_was_removed_leaves_nothing_and_down_can_be_repeated(fresh_lab: FreshLab) -> None:
+    lab = fresh_lab(ALONE)
+    assert traces(lab)
+    assert lab.down()
+    assert not traces(lab)
+    assert lab.name not in labs()
+    assert not lab.down()
+
+
+def test_lab_that_lost_machines_and_records_is_removed_with_its_containers(fresh_lab: FreshLab) -> None:
+    lab = fresh_lab(LabSettings(nodes=2, swarm=False))
+    first, second = lab.nodes
+    container = first.exec("podman", "run", "--detach", "--network", "none", "localhost/whoami").stdout.strip()
+    assert container_groups(container)
+    dead = second.init_pid()
+    assert dead
+    os.kill(dead, signal.SIGKILL)
+    (lab.places.disk / lab.name / "lab.json").write_text('{"nodes": ')
+
+    assert Lab(lab.name).down()
+    assert not traces(lab)
+    assert not container_groups(container)
+
+
+def test_two_labs_at_once_have_the_same_addresses_and_do_not_meet(fresh_lab: FreshLab) -> None:
+    one, other = fresh_lab(ALONE), fresh_lab(ALONE)
+    assert one.nodes[0].spec.v4 == other.nodes[0].spec.v4
+    (one.nodes[0].disk / "mine").touch()
+    assert not (other.nodes[0].disk / "mine").exists()
+    one.nodes[0].exec("ip", "netns", "add", "sandbox")
+    assert "sandbox" not in other.nodes[0].exec("ip", "netns").stdout + " ".join(namespaces())
+    one.down()
+    assert other.nodes[0].api("GET", "/_ping") == "OK"
+
+
+def test_machines_reach_each_other_by_name_in_both_families(fresh_lab: FreshLab) -> None:
+    lab = fresh_lab(LabSettings(nodes=2, engine="process", swarm=False))
+    for family in ("-4", "-6"):
+        lab.client.exec("ping", family, "-c1", "-W1", "n2")
+        lab.nodes[0].exec("ping", family, "-c1", "-W1", "client")
+    assert lab.nodes[1].exec("hostname").stdout == "n2\n"
+
+
+def test_daemon_that_does_not_start_is_quoted_and_nothing_is_left(fresh_lab: FreshLab) -> None:
+    with pytest.raises(LabError, match=r"n1: the daemon did not come up: .*nonsense") as caught:
+        fresh_lab(LabSettings(nodes=1, engine="process", swarm=False, log_level="nonsense"))
+    kept = re.search(r"logs are kept in (\S+)\)", str(caught.value))
+    assert kept
+    assert (Path(kept[1]) / "n1.log").exists()
+    shutil.rmtree(kept[1])
+    assert not [name for name in labs() if name.startswith(f"t{os.getpid()}-") and not machine_marks(name)]
+
+
+def test_command_line_lists_enters_and_restarts_nodes(fresh_lab: FreshLab) -> None:
+    lab = fresh_lab(ALONE)
+    name = ("--name", lab.name)
+
+    rows = [row for row in json.loads(hivemesh("lab", "ls", "--json").stdout) if row["lab"] == lab.name]
+    assert [(row["machine"], row["ipv4"], row["daemon"]) for row in rows] == [
+        ("n1", "198.51.100.11", "running"),
+        ("client", "198.51.100.100", "-"),
+    ]
+    assert hivemesh("lab", "exec", *name, "n1", "--", "hostname").stdout == "n1\n"
+    assert hivemesh("lab", "exec", *name, "n1", "--", "sh", "-c", "exit 7").returncode == 7
+    assert hivemesh("lab", "client", *name, "--", "hostname").stdout == "client\n"
+    assert hivemesh("lab", "env", *name, "n1").stdout == f"export DOCKER_HOST={lab.nodes[0].docker_host}\n"
+
+    before = lab.nodes[0].daemon()
+    assert hivemesh("lab", "kill", *name, "n1").returncode == 0
+    assert lab.nodes[0].daemon() is None
+    assert hivemesh("lab", "restart", *name, "n1").returncode == 0
+    after = lab.nodes[0].daemon()
+    assert before
+    assert after
+    assert before.pid != after.pid
+
+
+def test_wrong_command_says_what_to_do_and_changes_nothing(fresh_lab: FreshLab) -> None:
+    lab = fresh_lab(ALONE)
+    again = hivemesh("lab", "up", "--name", lab.name)
+    assert (again.returncode, again.stderr) == (
+        1,
+        f"Error: lab {lab.name} is up; `hivemesh lab down --name {lab.name}` first\n",
+    )
+    unknown = hivemesh("lab", "exec", "--name", lab.name, "n9", "--", "true")
+    assert unknown.returncode == 1
+    assert "has no node n9; it has n1" in unknown.stderr
+    assert hivemesh("lab", "up", "--nodes", "51", "--name", "toobig").returncode == 1
+    assert hivemesh("lab", "up", "--engine", "docker").returncode == 2
+    assert lab.nodes[0].api("GET", "/_ping") == "OK"
