@@ -37,7 +37,7 @@ async def ping(request: web.Request) -> web.Response:
 
 @routes.head("/_ping")
 async def head_ping(request: web.Request) -> web.Response:
-    headers = NO_CACHE | {"Swarm": _swarm_header(local_of(request)), "Builder-Version": "1"}
+    headers = NO_CACHE | {"Swarm": _swarm_header(local_of(request)), "Builder-Version": "1", "Content-Length": "0"}
     return web.Response(headers=headers, content_type="text/plain")
 
 

@@ -1,0 +1,178 @@
+"""The `hivemesh` command against a running API: the same words as docker's, one line per error."""
+
+import json
+import sys
+
+import pytest
+from api_harness import Result, Served, manager_api, outside_api
+
+
+async def hivemesh(api: Served, *arguments: str) -> Result:
+    return await api.run(sys.executable, "-m", "hivemesh.cli", *arguments)
+
+
+async def out(api: Served, *arguments: str) -> str:
+    result = await hivemesh(api, *arguments)
+    assert result.code == 0, result
+    return result.out
+
+
+async def test_swarm_is_made_shown_and_left() -> None:
+    async with outside_api() as api:
+        assert "hivemesh swarm join --token SWMTKN-1-" in await out(api, "swarm", "init")
+        assert await out(api, "swarm", "join-token", "-q", "worker") != await out(
+            api, "swarm", "join-token", "-q", "--rotate", "worker"
+        )
+        assert "Leader" in await out(api, "node", "ls")
+        assert "manager" in await out(api, "info")
+        assert "API 1.51" in await out(api, "version")
+        assert "Node left the swarm" in await out(api, "swarm", "leave", "--force")
+        refused = await hivemesh(api, "node", "ls")
+        assert refused.code == 1
+        assert refused.err.startswith("Error: This node is not a swarm manager.")
+        assert refused.err.count("\n") == 1
+
+
+async def test_service_is_created_watched_scaled_changed_and_removed() -> None:
+    async with manager_api() as api:
+        created = await hivemesh(
+            api,
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--replicas",
+            "2",
+            "--publish",
+            "8080:80",
+            "localhost/whoami",
+            "-v",
+        )
+        assert created.code == 0
+        assert created.err.endswith("2 of 2 tasks running: converged\n")
+        assert (await api.client.get("/services/web"))["Spec"]["TaskTemplate"]["ContainerSpec"]["Args"] == ["-v"]
+        (row,) = (json.loads(line) for line in (await out(api, "service", "ls", "--format", "json")).splitlines())
+        assert (row["Name"], row["Replicas"], row["Ports"]) == ("web", "2/2", "*:8080->80/tcp")
+
+        assert "web scaled to 4" in await out(api, "service", "scale", "--detach", "web=4")
+        await out(
+            api,
+            "service",
+            "update",
+            "--detach",
+            "--env-add",
+            "A=1",
+            "--publish-add",
+            "53:53/udp",
+            "--label-add",
+            "x=y",
+            "web",
+        )
+        spec = (await api.client.get("/services/web"))["Spec"]
+        assert spec["Mode"]["Replicated"]["Replicas"] == 4
+        assert spec["TaskTemplate"]["ContainerSpec"]["Env"] == ["A=1"]
+        assert spec["Labels"] == {"x": "y"}
+        assert [port["PublishedPort"] for port in spec["EndpointSpec"]["Ports"]] == [8080, 53]
+        await out(api, "service", "update", "--detach", "--env-rm", "A", "--publish-rm", "80", "--label-rm", "x", "web")
+        spec = (await api.client.get("/services/web"))["Spec"]
+        assert [port["PublishedPort"] for port in spec["EndpointSpec"]["Ports"]] == [53]
+        assert "Env" not in spec["TaskTemplate"]["ContainerSpec"]
+        await out(api, "service", "update", "--detach", "--rollback", "web")
+        assert (await api.client.get("/services/web"))["Spec"]["Labels"] == {"x": "y"}
+
+        assert "web.1" in await out(api, "service", "ps", "web")
+        assert "web.1" in await out(api, "node", "ps")
+        removed = await hivemesh(api, "service", "rm", "web", "nosuch")
+        assert (removed.code, removed.out, removed.err) == (1, "web\n", "Error: service nosuch not found\n")
+
+
+async def test_convergence_shows_the_engines_error_and_goes_on_when_interrupted() -> None:
+    async with manager_api() as api:
+        command = f"timeout -s INT 1.5 {sys.executable} -m hivemesh.cli service create --name web bad/image"
+        stopped = await api.run("sh", "-c", command)
+        assert stopped.code != 0
+        assert "0 of 1 tasks running; no such image: bad/image" in stopped.err
+        assert "Operation continues in the background" in stopped.err
+        assert "no such image" in await out(api, "service", "ps", "web")
+
+
+async def test_network_is_created_listed_and_removed() -> None:
+    async with manager_api() as api:
+        await out(api, "network", "create", "--subnet", "10.9.0.0/24", "--gateway", "10.9.0.9", "--ipv6", "back")
+        assert "10.9.0.0/24" in await out(api, "network", "ls")
+        (network,) = json.loads(await out(api, "network", "inspect", "back"))
+        assert network["IPAM"]["Config"][0]["Gateway"] == "10.9.0.9"
+        assert await out(api, "network", "rm", "back") == "back\n"
+        asked = await hivemesh(api, "network", "rm", "ingress")
+        assert asked.code != 0
+        assert "ingress" in await out(api, "network", "ls")
+
+
+async def test_node_is_updated() -> None:
+    async with manager_api() as api:
+        await out(api, "node", "update", "--availability", "drain", "--label-add", "a=b", "self")
+        (node,) = json.loads(await out(api, "node", "inspect", "n1"))
+        assert (node["Spec"]["Availability"], node["Spec"]["Labels"]) == ("drain", {"a": "b"})
+        assert len((await out(api, "node", "ls", "-q")).strip()) == 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["service", "create", "--nosuch"], 2, "No such option"),
+        (["nosuch"], 2, "No such command"),
+        (["service", "create"], 2, "Missing argument"),
+        (["service", "ls", "--format", "{{.ID}}"], 2, "Go templates are not supported: use table or json"),
+        (["service", "create", "--publish", "70000:80", "x"], 1, "is no number from 1 to 65535"),
+        (["service", "create", "--stop-grace-period", "soon", "x"], 1, "invalid duration 'soon'"),
+        (["service", "create", "--mode", "global", "x"], 1, "service mode global is not supported yet"),
+        (["service", "create", "--replicas", "-1", "x"], 2, "-1"),
+        (["service", "scale", "web=many"], 1, "write SERVICE=REPLICAS"),
+        (["service", "update", "nosuch"], 1, "service nosuch not found"),
+        (["node", "ls", "--filter", "role"], 1, "write key=value"),
+    ],
+)
+async def test_mistake_is_one_line_with_what_to_do(arguments: list[str], code: int, text: str) -> None:
+    async with manager_api() as api:
+        result = await hivemesh(api, *arguments)
+        assert result.code == code
+        assert result.err.startswith("Error: ")
+        assert result.err.count("\n") == 1
+        assert text in result.err
+
+
+async def test_missing_daemon_is_named() -> None:
+    async with outside_api() as api:
+        for host, text in (
+            ("unix:///nosuch/docker.sock", "no daemon at unix:///nosuch/docker.sock"),
+            ("tcp://127.0.0.1:1", "cannot connect to the daemon at tcp://127.0.0.1:1"),
+            ("ftp://x", "expected unix:///path/to/docker.sock"),
+        ):
+            result = await hivemesh(api, "--host", host, "node", "ls")
+            assert result.code == 1
+            assert text in result.err
+
+
+async def test_every_command_explains_itself_with_examples() -> None:
+    from hivemesh.cli import COMMANDS
+
+    async with outside_api() as api:
+        shown = await out(api, "--help")
+        for name, (_, text) in COMMANDS.items():
+            assert name in shown
+            assert text.split(",")[0] in shown
+        for command in (
+            "service create",
+            "service update",
+            "swarm join",
+            "network create",
+            "node update",
+            "completion",
+        ):
+            assert "Examples:" in await out(api, *command.split(), "--help")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_completion_script_is_printed(shell: str) -> None:
+    async with outside_api() as api:
+        assert "_HIVEMESH_COMPLETE" in await out(api, "completion", shell)
