@@ -154,6 +154,8 @@ class _Pass:
         latest = slot.latest
         if latest.spec_version != self._service.spec_version:
             self._replace(latest, 0.0)
+        elif latest.start_after > self._now:  # it ended while it got ready: its successor waits for that turn
+            self._wake_at(latest.start_after)
         elif self._should_restart(slot):
             self._replace(latest, self._delay)
         else:

@@ -112,6 +112,19 @@ def test_a_failed_task_is_replaced_after_the_delay() -> None:
     assert world.task(new).serving
 
 
+def test_a_task_that_is_refused_before_its_turn_gets_a_successor_at_that_turn() -> None:
+    world = World()
+    world.create(spec(restart=RestartPolicy(delay=5 * SECOND)))
+    world.report(world.tasks("web")[0], TaskState.REJECTED, err="no such image")
+    (early,) = world.wanted("web")
+    world.report(early, TaskState.REJECTED, err="no such image")
+    assert world.wanted("web") == []
+    assert world.wake == early.start_after
+    world.wait(5.1)
+    (late,) = world.wanted("web")
+    assert late.start_after == world.now + 5
+
+
 def test_no_delay_means_at_once() -> None:
     world = World()
     world.create(spec(restart=RestartPolicy(delay=0)))
