@@ -166,7 +166,10 @@ class Applier:
                 held.doubt(kinds)
                 suspects.add(change.namespace)
         for namespace, name in links:
-            suspects |= self._suspect_link(namespace, name)
+            try:
+                suspects |= self._suspect_link(namespace, name)
+            except FileNotFoundError:  # removed while we looked
+                suspects.add(namespace)
         return suspects
 
     def _suspect_link(self, namespace: str, name: str) -> set[str]:
@@ -183,10 +186,7 @@ class Applier:
             return {namespace}
         held, wanted = owner
         assert held.plan is not None
-        try:
-            door = self._linux.door(held.namespace)
-        except FileNotFoundError:
-            return {held.namespace}
+        door = self._linux.door(held.namespace)
         names = {wanted.name, wanted.master} if isinstance(wanted, Vxlan) else {wanted.name}
         seen = {name: link for name in names if (link := door.link(name)) is not None}
         if list(compare(held.plan, [wanted], seen, self._outer())):
@@ -334,13 +334,13 @@ class Applier:
             end = veth.outer
             try:
                 door = self._linux.door(end.namespace)
+                where = (end.namespace, end.master)
+                if where not in masters:
+                    bridge = door.link(end.master)
+                    masters[where] = bridge.index if bridge is not None and bridge.kind == "bridge" else 0
+                return door.link(end.name), masters[where]
             except FileNotFoundError:
                 return None, 0
-            where = (end.namespace, end.master)
-            if where not in masters:
-                bridge = door.link(end.master)
-                masters[where] = bridge.index if bridge is not None and bridge.kind == "bridge" else 0
-            return door.link(end.name), masters[where]
 
         return look_up
 

@@ -63,8 +63,14 @@ class Rtnl:
         self._socket.settimeout(_TIMEOUT)
 
     def close(self) -> None:
+        """Whoever still uses it hears that the namespace is gone."""
         with self._lock:
             close_netlink(self._socket)
+
+    def _put(self, data: bytes | bytearray) -> None:
+        if self._socket.fileno() < 0:
+            raise FileNotFoundError(errno.ENOENT, f"namespace {self.namespace} is gone")
+        self._socket.send(data)
 
     def handle(self) -> int:
         """An open file that stands for the namespace, also when it has lost its name; the caller closes it."""
@@ -87,7 +93,7 @@ class Rtnl:
             for sequence, message in enumerate(messages, first):
                 acknowledge = ACK if sequence == self._sequence else 0
                 data += pack(message.kind, message.flags | acknowledge, sequence, message.body)
-            self._socket.send(data)
+            self._put(data)
             failures = []
             while True:
                 for reply in replies(self._socket.recv(1 << 20)):
@@ -105,7 +111,7 @@ class Rtnl:
         for _ in range(_ATTEMPTS):
             found: list[T] = []
             with self._lock:
-                self._socket.send(question)
+                self._put(question)
                 whole = self._collect(kind, parse, found)
             if whole:
                 return found
