@@ -21,7 +21,7 @@ def _new_name() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def _no_labs_of_dead_runs() -> None:
     for name in labs():
-        owner = re.fullmatch(r"t(\d+)-\d+", name)
+        owner = re.fullmatch(r"t(\d+)-\w+", name)
         if owner and not Path("/proc", owner[1]).exists():
             Lab(name).down()
 

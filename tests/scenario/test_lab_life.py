@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,17 @@ pytestmark = pytest.mark.scenario
 
 FreshLab = Callable[[LabSettings], Lab]
 ALONE = LabSettings(nodes=1, engine="process", swarm=False)
+
+
+@pytest.fixture(scope="module")
+def settled() -> Iterator[Lab]:
+    """Two nodes on the process engine, for tests that leave them as they are."""
+    lab = Lab(f"t{os.getpid()}-settled", LabSettings(nodes=2, engine="process", swarm=False))
+    lab.up()
+    try:
+        yield lab
+    finally:
+        lab.down()
 
 
 def hivemesh(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -74,58 +85,58 @@ def test_two_labs_at_once_have_the_same_addresses_and_do_not_meet(fresh_lab: Fre
     assert other.nodes[0].api("GET", "/_ping") == "OK"
 
 
-def test_machines_reach_each_other_by_name_in_both_families(fresh_lab: FreshLab) -> None:
-    lab = fresh_lab(LabSettings(nodes=2, engine="process", swarm=False))
-    for family in ("-4", "-6"):
-        lab.client.exec("ping", family, "-c1", "-W1", "n2")
-        lab.nodes[0].exec("ping", family, "-c1", "-W1", "client")
-    assert lab.nodes[1].exec("hostname").stdout == "n2\n"
-
-
 def test_daemon_that_does_not_start_is_quoted_and_nothing_is_left(fresh_lab: FreshLab) -> None:
+    known = labs()
     with pytest.raises(LabError, match=r"n1: the daemon did not come up: .*nonsense") as caught:
         fresh_lab(LabSettings(nodes=1, engine="process", swarm=False, log_level="nonsense"))
     kept = re.search(r"logs are kept in (\S+)\)", str(caught.value))
     assert kept
     assert (Path(kept[1]) / "n1.log").exists()
     shutil.rmtree(kept[1])
-    assert not [name for name in labs() if name.startswith(f"t{os.getpid()}-") and not machine_marks(name)]
+    assert not [name for name in labs() if name.startswith(f"t{os.getpid()}-") and name not in known]
 
 
-def test_command_line_lists_enters_and_restarts_nodes(fresh_lab: FreshLab) -> None:
-    lab = fresh_lab(ALONE)
-    name = ("--name", lab.name)
+def test_machines_reach_each_other_by_name_in_both_families(settled: Lab) -> None:
+    for family in ("-4", "-6"):
+        settled.client.exec("ping", family, "-c1", "-W1", "n2")
+        settled.nodes[0].exec("ping", family, "-c1", "-W1", "client")
+    assert settled.nodes[1].exec("hostname").stdout == "n2\n"
 
-    rows = [row for row in json.loads(hivemesh("lab", "ls", "--json").stdout) if row["lab"] == lab.name]
+
+def test_command_line_lists_and_enters_machines(settled: Lab) -> None:
+    name = ("--name", settled.name)
+    rows = [row for row in json.loads(hivemesh("lab", "ls", "--json").stdout) if row["lab"] == settled.name]
     assert [(row["machine"], row["ipv4"], row["daemon"]) for row in rows] == [
         ("n1", "198.51.100.11", "running"),
+        ("n2", "198.51.100.12", "running"),
         ("client", "198.51.100.100", "-"),
     ]
-    assert hivemesh("lab", "exec", *name, "n1", "--", "hostname").stdout == "n1\n"
+    assert hivemesh("lab", "exec", *name, "n2", "--", "sh", "-c", "hostname; exit 7").stdout == "n2\n"
     assert hivemesh("lab", "exec", *name, "n1", "--", "sh", "-c", "exit 7").returncode == 7
     assert hivemesh("lab", "client", *name, "--", "hostname").stdout == "client\n"
-    assert hivemesh("lab", "env", *name, "n1").stdout == f"export DOCKER_HOST={lab.nodes[0].docker_host}\n"
+    assert hivemesh("lab", "env", *name, "n1").stdout == f"export DOCKER_HOST={settled.nodes[0].docker_host}\n"
 
-    before = lab.nodes[0].daemon()
-    assert hivemesh("lab", "kill", *name, "n1").returncode == 0
-    assert lab.nodes[0].daemon() is None
-    assert hivemesh("lab", "restart", *name, "n1").returncode == 0
-    after = lab.nodes[0].daemon()
+
+def test_killed_daemon_is_seen_and_restarted(settled: Lab) -> None:
+    before = settled.nodes[0].daemon()
+    assert hivemesh("lab", "kill", "--name", settled.name, "n1").returncode == 0
+    assert settled.nodes[0].daemon() is None
+    assert hivemesh("lab", "restart", "--name", settled.name, "n1").returncode == 0
+    after = settled.nodes[0].daemon()
     assert before
     assert after
     assert before.pid != after.pid
 
 
-def test_wrong_command_says_what_to_do_and_changes_nothing(fresh_lab: FreshLab) -> None:
-    lab = fresh_lab(ALONE)
-    again = hivemesh("lab", "up", "--name", lab.name)
+def test_wrong_command_says_what_to_do_and_changes_nothing(settled: Lab) -> None:
+    again = hivemesh("lab", "up", "--name", settled.name)
     assert (again.returncode, again.stderr) == (
         1,
-        f"Error: lab {lab.name} is up; `hivemesh lab down --name {lab.name}` first\n",
+        f"Error: lab {settled.name} is up; `hivemesh lab down --name {settled.name}` first\n",
     )
-    unknown = hivemesh("lab", "exec", "--name", lab.name, "n9", "--", "true")
+    unknown = hivemesh("lab", "exec", "--name", settled.name, "n9", "--", "true")
     assert unknown.returncode == 1
-    assert "has no node n9; it has n1" in unknown.stderr
+    assert "has no node n9; it has n1, n2" in unknown.stderr
     assert hivemesh("lab", "up", "--nodes", "51", "--name", "toobig").returncode == 1
     assert hivemesh("lab", "up", "--engine", "docker").returncode == 2
-    assert lab.nodes[0].api("GET", "/_ping") == "OK"
+    assert settled.nodes[0].api("GET", "/_ping") == "OK"
