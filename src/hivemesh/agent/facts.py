@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from hivemesh.agent.advertise import LocalAddress
@@ -41,7 +42,8 @@ def local_routes() -> list[Prefix]:
 
 def gather(vtep: Address) -> HostFacts:
     """Raises `Unavailable` when the machine has lost its data path address."""
-    return host_facts(vtep, machine.addresses(), local_routes(), machine.learning_links())
+    facts = host_facts(vtep, machine.addresses(), local_routes(), machine.learning_links())
+    return replace(facts, keep_bridge_filter=machine.needs_bridge_filter())
 
 
 def host_facts(

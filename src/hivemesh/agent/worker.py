@@ -29,7 +29,7 @@ from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.ids import TaskID
 from hivemesh.model.service import PortConfig
-from hivemesh.model.task import Task, TaskStatus
+from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.wire import codec
 from hivemesh.wire.control import AnyItem, TaskItem, View, key_of
 
@@ -134,22 +134,31 @@ class Worker:
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     def _update_tasks(self) -> None:
-        if self._containers is None or self._group is None or self._parts is None:
+        if self._group is None or self._parts is None:
             return  # `_adopt` calls again
         for identifier, item in self._parts.tasks.items():
             executor = self._executors.get(identifier)
             if executor is not None:
                 executor.update(item)
-                continue
-            found = self._containers.pop(identifier, None)
-            if self._assigned or found is not None:
-                self._begin(item, found)
+            elif self._containers is None:
+                # The engine does not answer (yet). What it was never asked to run can go ahead, and fail in its words
+                if self._assigned and item.task.status.state <= TaskState.ASSIGNED:
+                    self._begin(item, None)
+            elif self._assigned or identifier in self._containers:
+                self._begin(item, self._containers.pop(identifier, None))
         if self._assigned:
             for identifier, executor in self._executors.items():
                 if identifier not in self._parts.tasks:
                     executor.vanish()
-            strangers, self._containers = self._containers, {}
-            for container in strangers.values():
+            self._remove_strangers()
+
+    def _remove_strangers(self) -> None:
+        """Containers that were here when we came and belong to no task."""
+        if not self._containers or self._group is None:
+            return
+        strangers, self._containers = self._containers, {}
+        for identifier, container in strangers.items():
+            if identifier not in self._executors:
                 log.info("removing the container %s, whose task is gone", container.name)
                 self._group.create_task(self._remove(container), name=f"remove {container.name}")
 

@@ -58,6 +58,11 @@ def learning_links(
     return sorted(link for link in learnt if "".join(_lines(conf / link / "accept_ra")) in ("1", "2"))
 
 
+def needs_bridge_filter(root: Path = Path("/")) -> bool:
+    """Kubernetes runs here: its services need bridged packets to pass iptables (br_netfilter)."""
+    return any((root / path).is_dir() for path in ("etc/kubernetes", "var/lib/kubelet", "var/lib/rancher"))
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
