@@ -12,7 +12,7 @@ import click
 
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.machine import Machine
-from hivemesh.model.errors import HivemeshError
+from hivemesh.model.errors import Conflict, HivemeshError
 
 SERVICE, PORT, REPLICAS = "web_ingress_lb", 8090, 2
 CREATE = (
@@ -56,6 +56,8 @@ def tour() -> None:
     if not lab.is_up:
         lab = Lab(settings=LabSettings())
         lab.up(lambda step: click.echo(f"{step} …", err=True))
+    if not lab.nodes[0].api("GET", "/info")["Swarm"].get("ControlAvailable"):
+        raise Conflict("a lab without a swarm is up, and the tour needs one; `hivemesh lab down` first")
     program = "docker" if shutil.which("docker") else "hivemesh"
     publish(lab, program)
     click.echo("waiting until every node serves it …", err=True)
@@ -129,10 +131,8 @@ def _show_answers(asker: Machine, url: str, owner: dict[str, str]) -> None:
 
 
 def _is_whole(lab: Lab) -> bool:
-    """Does everything run that `up` started, and is it a swarm?"""
-    if not all(machine.init_pid() for machine in lab.machines) or not all(node.daemon() for node in lab.nodes):
-        return False
-    return bool(lab.nodes[0].api("GET", "/info")["Swarm"]["ControlAvailable"])
+    """Does everything run that `up` started?"""
+    return all(machine.init_pid() for machine in lab.machines) and all(node.daemon() for node in lab.nodes)
 
 
 def _urls(lab: Lab) -> list[str]:
