@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 
 from hivemesh.api.http import local_of, manager_of
 from hivemesh.model.errors import HivemeshError, NotFound, Unavailable, Unsupported
+from hivemesh.wire import codec
 from hivemesh.wire.engine import strict
 
 log = logging.getLogger("hivemesh.api")
@@ -29,6 +30,9 @@ routes = web.RouteTableDef()
 VERSION = re.compile(r"^/v(\d+)\.(\d+)(?=/)")
 HEAD_LIMIT = 64 * 1024
 CHUNK = 64 * 1024
+REMOVAL_INTERVAL = 0.05
+REMOVAL_LOOKS = 200
+"""How long an ended container may take to be removed: ten seconds, Docker's own grace."""
 GONE_CHECK = 1.0
 """Seconds between looks whether a client that closed its input is still there."""
 
@@ -117,12 +121,12 @@ async def engine_errors() -> AsyncIterator[None]:
         raise Unavailable(f"the engine's API broke off: {error or type(error).__name__}; try again") from error
 
 
-async def ask(request: web.Request, path: str) -> Any:
-    """The engine's JSON answer to `GET path` (without version). Raises `NotFound` or `Unavailable` in its words."""
+async def ask(request: web.Request, path: str, *, method: str = "GET") -> Any:
+    """The engine's JSON answer; `path` has no version. Raises `NotFound` or `Unavailable` in its words."""
     engine = request.app[ENGINE]
     async with engine_errors():
         session = await engine.session(await engine.socket(request))
-        async with session.get(f"http://engine/v1.40{path}") as reply:
+        async with session.request(method, f"http://engine/v1.40{path}") as reply:
             value = strict.decode(await reply.read())
             if reply.status >= 400:
                 text = str(value.get("message", reply.reason)) if isinstance(value, dict) else str(reply.reason)
@@ -199,12 +203,12 @@ async def _hijack(request: web.Request, body: bytes, socket: Path, path: str) ->
         ]
         head = f"{request.method} {path} HTTP/1.1\r\nHost: engine\r\n{''.join(kept)}Content-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode("latin-1") + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        status, headers = _parse_head(answer)
+        top = await reader.readuntil(b"\r\n\r\n")
+        status, headers = _parse_head(top)
         length = headers.get("Content-Length")
         if length is None and status in (101, 200) and "Transfer-Encoding" not in headers:
             client_reader, client_writer = _take_over(request)
-            client_writer.write(answer)
+            client_writer.write(top)
             await _pump(client_reader, client_writer, reader, writer)
             return _Done()
         rest = await (reader.readexactly(int(length)) if length is not None else reader.read())
@@ -325,6 +329,38 @@ async def create_container(request: web.Request) -> web.StreamResponse:
         for name in {str(mode), *endpoints} - {"", "default", "bridge", "host", "none"}:
             refuse_overlay(request, name)
     return await forward(request, data)
+
+
+@routes.post("/containers/{ref}/wait")
+async def wait(request: web.Request) -> web.StreamResponse:
+    """As the engine answers, but for `condition=removed`, where Podman 4 forgets the exit code (`docker run --rm`).
+
+    There the next exit is waited for, which has the code, then the removal. The head of the answer goes out at once:
+    clients start the container only when they have it.
+    """
+    if request.query.get("condition") != "removed":
+        return await forward(request)
+    ref = request.match_info["ref"]
+    await ask(request, f"/containers/{ref}/json")
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    try:
+        result = await ask(request, f"/containers/{ref}/wait?condition=next-exit", method="POST")
+        await _removal(request, ref)
+    except HivemeshError as error:
+        result = {"StatusCode": -1, "Error": {"Message": str(error)}}
+    await response.write(codec.to_json(result) + b"\n")
+    await response.write_eof()
+    return response
+
+
+async def _removal(request: web.Request, ref: str) -> None:
+    for _ in range(REMOVAL_LOOKS):
+        try:
+            await ask(request, f"/containers/{ref}/json")
+        except NotFound:
+            return
+        await asyncio.sleep(REMOVAL_INTERVAL)
 
 
 def refuse_overlay(request: web.Request, name: str) -> None:

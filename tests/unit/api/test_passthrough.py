@@ -1,0 +1,165 @@
+"""Containers and images are the engine's: the docker CLI reaches Podman through our API, streams and all."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from api_harness import Served, manager_api
+
+from hivemesh.engine.host import containers_conf, host_needs
+from hivemesh.engine.service import PodmanService
+
+pytestmark = pytest.mark.skipif(shutil.which("docker") is None, reason="there is no docker command here")
+
+IMAGE = "localhost/passthrough:latest"
+RUN = ("run", "--rm", "--network", "none")
+
+
+@pytest.fixture(scope="module")
+def podman_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Podman storage of our own, with one image made of static busybox."""
+    root = tmp_path_factory.mktemp("podman")
+    (root / "storage.conf").write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
+    )
+    variables = {"CONTAINERS_STORAGE_CONF": str(root / "storage.conf")}
+    conf = containers_conf(host_needs(), root)
+    if conf:
+        variables["CONTAINERS_CONF"] = str(conf)
+    with tarfile.open(root / "image.tar", "w") as image:
+        image.add("/bin/busybox", "bin/busybox")
+        for tool in ("sh", "sleep", "cat", "echo", "wc"):
+            link = tarfile.TarInfo(f"bin/{tool}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            image.addfile(link)
+    environment = {**os.environ, **variables}
+    command = ["podman", "import", "--quiet", str(root / "image.tar"), IMAGE]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    yield variables
+    subprocess.run(["podman", "rm", "--all", "--force", "--time", "0"], env=environment, capture_output=True)
+    subprocess.run(["umount", str(root / "graph" / "overlay")], capture_output=True)
+
+
+@asynccontextmanager
+async def beside_podman() -> AsyncIterator[Served]:
+    async with manager_api() as api:
+        service = PodmanService(api.socket.parent)
+        try:
+            api.machine.engine = await service.ready()
+            yield api
+        finally:
+            await service.close()
+
+
+@pytest.fixture
+async def api(podman_files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    for name, value in podman_files.items():
+        monkeypatch.setenv(name, value)
+    async with beside_podman() as served:
+        yield served
+
+
+async def test_container_runs_and_its_streams_come_through(api: Served) -> None:
+    assert IMAGE.partition(":")[0] in await api.docker("images")
+    assert await api.docker(*RUN, IMAGE, "echo", "hello") == "hello\n"
+    # The end of our input must reach the container while its output is still to come.
+    assert await api.docker(*RUN, "-i", IMAGE, "sh", "-c", "cat; echo after", stdin=b"said\n") == "said\nafter\n"
+    failed = await api.run("docker", *RUN, IMAGE, "sh", "-c", "echo oops >&2; exit 7")
+    assert (failed.code, failed.err) == (7, "oops\n")
+
+
+async def test_exec_logs_and_copies_work_on_a_running_container(api: Served, tmp_path: Path) -> None:
+    await api.docker("run", "-d", "--name", "box", "--network", "none", IMAGE, "sh", "-c", "echo up; exec sleep 60")
+    try:
+        assert await api.docker("exec", "box", "echo", "hi") == "hi\n"
+        size = 8 * 1024 * 1024
+        assert (await api.docker("exec", "-i", "box", "wc", "-c", stdin=bytes(size))).strip() == str(size)
+        assert len(await api.docker("exec", "-i", "box", "cat", stdin=b"a" * size)) == size
+        assert (await api.run("docker", "exec", "box", "sh", "-c", "exit 3")).code == 3
+        assert await api.docker("logs", "box") == "up\n"
+        (tmp_path / "file").write_text("copied")
+        await api.docker("cp", str(tmp_path / "file"), "box:/file")
+        assert await api.docker("exec", "box", "cat", "/file") == "copied"
+        await api.docker("cp", "box:/file", str(tmp_path / "back"))
+        assert (tmp_path / "back").read_text() == "copied"
+        assert "box" in await api.docker("ps", "--format", "{{.Names}}")
+    finally:
+        await api.docker("rm", "--force", "box")
+
+
+async def test_image_is_loaded_from_a_stream(api: Served, tmp_path: Path) -> None:
+    await api.docker("save", "--output", str(tmp_path / "image.tar"), IMAGE)
+    await api.docker("tag", IMAGE, "localhost/other:latest")
+    assert "Loaded image" in await api.docker("load", stdin=(tmp_path / "image.tar").read_bytes())
+    assert "localhost/other" in await api.docker("images")
+
+
+async def test_errors_come_in_the_engines_words(api: Served) -> None:
+    status, _, answer = await api.http("GET", "/v1.51/containers/nosuch/json")
+    assert status == 404
+    assert "no such container" in answer["message"]
+    assert "No such container: nosuch" in await api.docker_error("exec", "nosuch", "ls")
+
+
+async def test_engines_networks_stand_beside_the_swarms(api: Served) -> None:
+    names = (await api.docker("network", "ls", "--format", "{{.Name}} {{.Scope}}")).splitlines()
+    assert "ingress swarm" in names
+    assert any(name.endswith(" local") for name in names)
+    refused = await api.docker_error("run", "--rm", "--network", "ingress", IMAGE, "echo")
+    assert "attaching a plain container to the overlay network ingress is not supported yet" in refused
+
+
+async def test_events_of_swarm_and_engine_are_one_stream(api: Served) -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def listen() -> None:
+        async for event in api.client.lines("/events"):
+            seen.append((event["Type"], event["Action"]))
+
+    listener = asyncio.create_task(listen())
+    await asyncio.sleep(0.3)
+    try:
+        await api.docker(*RUN, IMAGE, "echo")
+        await api.docker("network", "create", "--driver", "overlay", "back")
+        async with asyncio.timeout(5):
+            while ("network", "create") not in seen or ("container", "start") not in seen:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+
+
+async def test_client_that_vanishes_leaves_no_connection_behind(api: Served) -> None:
+    await api.docker("run", "-d", "--name", "quiet", "--network", "none", IMAGE, "sleep", "60")
+    try:
+        reader, writer = await asyncio.open_unix_connection(api.socket)
+        writer.write(
+            b"POST /containers/quiet/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: d\r\n"
+            b"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+        )
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert _pumps() > 0
+        writer.close()
+        async with asyncio.timeout(5):
+            while _pumps():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    finally:
+        await api.docker("rm", "--force", "quiet")
+
+
+def _pumps() -> int:
+    return sum(task.get_name() in ("upload", "download") for task in asyncio.all_tasks())
+
+
+async def test_gone_engine_is_said_and_info_still_answers(api: Served) -> None:
+    api.machine.engine = api.socket.parent / "nosuch.sock"
+    assert "the engine's API cannot be reached" in await api.docker_error("ps")
+    info = await api.run("docker", "info", "--format", "{{.Swarm.LocalNodeState}}")
+    assert (info.code, info.out) == (0, "active\n")
+    assert "ingress" in await api.docker("network", "ls")
