@@ -16,7 +16,7 @@ COMMANDS = {
     "info": ("hivemesh.cli.system:info", "Show this machine and its place in a swarm"),
     "version": ("hivemesh.cli.system:version", "Show the versions of command and daemon"),
     "events": ("hivemesh.cli.system:events", "Follow what changes, as it happens"),
-    "daemon": ("hivemesh.cli.system:daemon", "Run the daemon (as hivemeshd does)"),
+    "daemon": ("hivemesh.cli.daemon:main", "Run the daemon (as hivemeshd does)"),
     "lab": ("hivemesh.cli.lab:lab", "Many nodes on this machine, for a try or a test"),
     "completion": ("hivemesh.cli.system:completion", "Print the completion script of a shell"),
 }

@@ -1,4 +1,4 @@
-"""Commands about the daemon beside us: info, version, events; the daemon itself; shell completion."""
+"""Commands about the daemon beside us: info, version, events; shell completion."""
 
 from typing import Any
 
@@ -103,20 +103,6 @@ async def events(client: Client, filters: tuple[str, ...], since: str, until: st
         actor = event["Actor"]
         facts = ", ".join(f"{key}={value}" for key, value in sorted(actor["Attributes"].items()))
         click.echo(f"{output.local_time(event['timeNano'])} {event['Type']} {event['Action']} {actor['ID']} ({facts})")
-
-
-@click.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def daemon(arguments: tuple[str, ...]) -> None:
-    """Run the daemon, as `hivemeshd` does; its options are those of `hivemeshd --help`."""
-    import sys
-
-    from hivemesh.cli import daemon as program
-
-    sys.argv = ["hivemeshd", *arguments]
-    program.main()
 
 
 @click.command()
