@@ -4,8 +4,9 @@ Two ways lead to the kernel. A new view is applied in one pass, host first, then
 changed since the last pass and nothing else, so that a new backend is there within milliseconds. The sandbox of a task
 is wired when its executor asks for it. Neither waits for a container engine.
 
-What somebody else changes is found by netlink's events, or by a slow timer where there are none (settings under
-/proc/sys): that is drift. It is repaired, counted in `drift`, and logged with what it was.
+What somebody else changes is found by netlink's events, or by a timer where there are none (settings under /proc/sys;
+those that forwarding needs are looked at every second): that is drift. It is repaired, counted in `drift`, and logged
+with what it was.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
 from hivemesh.dataplane.apply import Outcome
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, overlay_namespace, sandbox_namespace
-from hivemesh.kernel import conntrack, netns
+from hivemesh.kernel import conntrack, netns, sysctl
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
 from hivemesh.model.addr import Address
@@ -37,6 +38,9 @@ log = logging.getLogger("hivemesh.network")
 MARK = "hivemesh/"
 CHECK_PERIOD = 60.0
 """Seconds between looks at everything."""
+SETTINGS_PERIOD = 1.0
+"""Seconds between looks at the settings of the host, overlays and `ingress_sbox`: other programs of the host like to
+set those back (`sysctl --system`), and the whole mesh depends on them. A look reads some 15 files per namespace."""
 SETTLE = 0.02
 """Seconds between an event and the look it causes: whoever changes one thing often changes more."""
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
@@ -46,6 +50,8 @@ ATTACH_TIMEOUT = 30.0
 PARALLEL_WIRINGS = 2
 """Sandboxes at a time; a pass for a new view slips in between."""
 REPAIRS = 3
+SHOWN = 8
+"""Differences in one line of the log; all are counted."""
 THREADS = PARALLEL_WIRINGS + 2
 """One for views, one for drift. Netlink's calls block, for less than a millisecond each."""
 
@@ -116,6 +122,7 @@ class NodeNetwork:
                 tasks.create_task(self._listen(), name="kernel events")
                 tasks.create_task(self._check_touched(), name="drift")
                 tasks.create_task(self._check_regularly(), name="slow look")
+                tasks.create_task(self._check_settings(), name="settings")
         finally:
             # Threads cannot be cancelled: what they have begun ends before anybody else touches the kernel
             self._threads.shutdown(cancel_futures=True)
@@ -324,6 +331,16 @@ class NodeNetwork:
                 self._kernel.forget(namespace)
                 await self._check(namespace)
 
+    async def _check_settings(self) -> None:
+        while True:
+            await self._clock.sleep(SETTINGS_PERIOD)
+            sandboxes = {sandbox_namespace(task) for task in self._sandboxes}
+            plans = [plan for name, plan in self._applied.items() if name not in sandboxes]
+            unlike = await self._in_thread(_with_other_settings, plans)
+            if unlike:
+                self._touched |= unlike
+                self._touch.set()
+
     async def _check(self, namespace: str) -> None:
         """Look again at what is doubted, and put right what is not as we left it."""
         async with self._locks[namespace]:
@@ -333,7 +350,8 @@ class NodeNetwork:
             words, created, failed = await self._repair(plan)
             if words:
                 self.drift[namespace or "host"] += len(words)
-                log.warning("drift in %s, repaired: %s", namespace or "the host", "; ".join(words))
+                more = f"; and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+                log.warning("drift in %s, repaired: %s%s", namespace or "the host", "; ".join(words[:SHOWN]), more)
             self._note(namespace, failed)
             if failed:
                 self._applied.pop(namespace, None)
@@ -416,3 +434,13 @@ class NodeNetwork:
         for name in await asyncio.to_thread(self._ours):
             await asyncio.to_thread(self._kernel.remove, name)
         await asyncio.to_thread(self._kernel.remove, HOST)
+
+
+def _with_other_settings(plans: Iterable[NamespacePlan]) -> set[str]:
+    """The namespaces whose settings are not as planned."""
+    found = set()
+    for plan in plans:
+        with contextlib.suppress(OSError):  # removed meanwhile: events tell of that
+            if sysctl.differing(plan.namespace, plan.sysctls):
+                found.add(plan.namespace)
+    return found

@@ -94,7 +94,7 @@ class PodmanService:
         with errors.open("wb") as stderr:
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    self._command, "system", "service", "--time", str(self._idle), f"unix://{self.socket}",
+                    self._command, "--log-level", "error", "system", "service", "--time", str(self._idle), f"unix://{self.socket}",
                     stdin=DEVNULL, stdout=DEVNULL, stderr=stderr, env=self._environment, start_new_session=True,
                 )  # fmt: skip
             except FileNotFoundError:
