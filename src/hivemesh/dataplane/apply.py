@@ -103,7 +103,7 @@ class Applier:
             )
 
     def remove(self, namespace: str) -> None:
-        """Remove our links, which frees a VXLAN device's VNI at once, then the namespace. Already gone: that is fine.
+        """Remove the namespace, and at once its VXLAN device, whose VNI may be wanted again. Already gone: fine.
 
         Of the host, remove everything of ours. Raises `Conflict` when the namespace is not ours.
         """
@@ -116,9 +116,9 @@ class Applier:
             if self._linux.exists(namespace) or self._linux.pin_again(namespace):
                 self._check_mark(namespace)
                 door = self._linux.door(namespace)
-                # a veth goes with the namespace, wherever its other end is; removing it here would cost 10 ms each
-                ours = [x for x in door.links().values() if is_our_link(namespace, x) and x.kind != "veth"]
-                door.apply([delete_link(link.index, link.name) for link in ours])
+                # the rest goes with the namespace some time later; removing it here would cost 10 ms each
+                tunnels = [link for link in door.links().values() if link.kind == "vxlan"]
+                door.apply([delete_link(link.index, link.name) for link in tunnels])
             self._linux.delete(namespace)
         with self._lock:
             self._held.pop(namespace, None)
@@ -261,12 +261,13 @@ class Applier:
             else:
                 self._linux.create(plan.namespace, plan.mark)
                 created = True
-        door = self._linux.door(plan.namespace)
-        if door.identity != held.identity:
+        identity = self._linux.identity(plan.namespace)
+        if identity != held.identity:
+            # before any door is opened: that would keep alive what may not be ours
             mark = self._check_mark(plan.namespace)
             if mark != plan.mark:
                 raise Conflict(f"namespace {plan.namespace} belongs to {mark}, not to {plan.mark}")
-            held.identity = door.identity
+            held.identity = identity
             held.doubt()
             if created:
                 held.plan = None
@@ -369,7 +370,8 @@ class Applier:
         failures: list[str] = []
         try:
             if step.remove is not None:
-                failures += _send(door, [delete_link(step.remove.index, step.name)])
+                refused = door.apply([delete_link(step.remove.index, step.name)])
+                failures += [str(failure) for failure in refused if failure.errno not in GONE]
             if step.create and not failures:
                 assert step.link is not None
                 failures += self._create(plan, door, step.link, outer)

@@ -47,8 +47,9 @@ def stranger(plan: NamespacePlan, indices: Indices, change: Change) -> bool:
         return False
     ours = {link.name for link in plan.links}
     if isinstance(change.value, AddressSeen):
-        return change.value.permanent and _name(indices, change.value.index) not in ours
-    if isinstance(change.value, LinkSeen):
+        # bridge ports of containers have link-local addresses
+        return change.value.permanent and not change.value.link_local and _name(indices, change.value.index) not in ours
+    if isinstance(change.value, LinkSeen) and change.kind == LINK:
         # links of containers come and go; what matters is what the machine itself is connected with
         return change.value.name not in ours and change.value.kind != "veth"
     return False
@@ -67,7 +68,7 @@ def contradicts(plan: NamespacePlan, indices: Indices, change: Change, keys: Wan
     present = not change.removed
     wrong, kind = False, ""
     if isinstance(value, LinkSeen):
-        near = any(link.name == value.name for link in plan.links)
+        near = change.kind == LINK and any(link.name == value.name for link in plan.links)
         return _LOST_WITH_LINK if near and present and not value.up else None
     if isinstance(value, AddressSeen):
         kind, link = ADDRESS.name, _name(indices, value.index)

@@ -23,6 +23,10 @@ class Linux:
     def mark_of(self, namespace: str) -> str:
         return netns.mark_of(namespace)
 
+    def identity(self, namespace: str) -> tuple[int, int]:
+        """Tells two namespaces apart that had the same name one after the other."""
+        return rtnl.identity(namespace)
+
     def delete(self, namespace: str) -> None:
         netns.delete(namespace)
 

@@ -28,7 +28,7 @@ from hivemesh.wire import rtnetlink as wire
 from hivemesh.wire.netlink import replies
 
 LINK, ADDRESS, ROUTE, RULE, NEIGHBOR, FDB, NFT = "link", "address", "route", "rule", "neighbor", "fdb", "nft"
-NAMESPACE, LOST = "namespace", "lost"
+NAMESPACE, PORT, LOST = "namespace", "port", "lost"
 
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
@@ -206,9 +206,9 @@ def _parse(namespace: str, data: bytes) -> list[Change]:
     for reply in replies(data):
         kind, body = reply.kind, reply.body
         if kind in (wire.NEWLINK, wire.DELLINK):
-            # a bridge tells of its ports in a family of its own; there the removal is only of the port
-            removed = kind == wire.DELLINK and body[0] == wire.AF_UNSPEC
-            found.append(Change(namespace, LINK, removed, wire.parse_link(body)))
+            # a bridge tells of its ports in a family of its own
+            what = LINK if body[0] == wire.AF_UNSPEC else PORT
+            found.append(Change(namespace, what, kind == wire.DELLINK, wire.parse_link(body)))
         elif kind in (wire.NEWADDR, wire.DELADDR):
             found.append(Change(namespace, ADDRESS, kind == wire.DELADDR, wire.parse_address(body)))
         elif kind in (wire.NEWROUTE, wire.DELROUTE):

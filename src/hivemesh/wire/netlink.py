@@ -4,8 +4,10 @@ Numbers are from linux/netlink.h. All integers are in the machine's byte order u
 """
 
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 REQUEST, ACK, DUMP_INTERRUPTED = 0x1, 0x4, 0x10
 DUMP, REPLACE, EXCLUSIVE, CREATE = 0x300, 0x100, 0x200, 0x400
@@ -31,8 +33,7 @@ class Message:
         return f"{self.verb} {self.subject}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One message of the kernel. `sender` is the port id of the socket whose request caused it (0: the kernel)."""
 
     kind: int
@@ -93,10 +94,7 @@ def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
 
 def number(data: bytes) -> int:
     """An integer attribute of any width, in the machine's byte order."""
-    return int.from_bytes(data, "little" if _LITTLE else "big")
-
-
-_LITTLE = struct.pack("=H", 1) == b"\1\0"
+    return int.from_bytes(data, sys.byteorder)
 
 
 def string(data: bytes) -> str:
