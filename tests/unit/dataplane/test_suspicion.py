@@ -90,7 +90,7 @@ def test_echoes_and_noise_contradict_nothing(change: Change) -> None:
     ],
 )
 def test_contradiction_puts_that_kind_in_doubt(change: Change) -> None:
-    assert contradicts(PLAN, INDICES, change, WantedKeys()) == {change.kind}
+    assert contradicts(PLAN, INDICES, change, WantedKeys()) == frozenset({change.kind})
 
 
 def test_lost_events_put_everything_in_doubt_and_a_lost_name_only_the_namespace() -> None:
