@@ -336,9 +336,9 @@ class NodeNetwork:
             await self._clock.sleep(SETTINGS_PERIOD)
             sandboxes = {sandbox_namespace(task) for task in self._sandboxes}
             plans = [plan for name, plan in self._applied.items() if name not in sandboxes]
-            unlike = await self._in_thread(_with_other_settings, plans)
-            if unlike:
-                self._touched |= unlike
+            for namespace in await self._in_thread(_with_other_settings, plans):
+                self._kernel.forget(namespace)
+                self._touched.add(namespace)
                 self._touch.set()
 
     async def _check(self, namespace: str) -> None:
