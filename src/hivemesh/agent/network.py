@@ -47,6 +47,8 @@ RETRY_FIRST, RETRY_LAST = 0.2, 30.0
 """Seconds until what failed is tried again, doubled each time."""
 ATTACH_TIMEOUT = 30.0
 """Seconds a task waits for its networks to come with the view (Docker's number)."""
+WIRING_PAUSES = (0.05, 0.2, 0.5, 1.0, 0.0)
+"""Seconds after each attempt to wire a sandbox that failed."""
 PARALLEL_WIRINGS = 2
 """Sandboxes at a time; a pass for a new view slips in between."""
 REPAIRS = 3
@@ -299,11 +301,15 @@ class NodeNetwork:
         return all(n in known and overlay_namespace(known[n].id) in self._applied for n in networks)
 
     async def _wire(self, task: TaskID) -> None:
-        async with self._parallel:
-            assert self._facts is not None
-            plan = self._planner.sandbox(self._sandboxes[task], self._facts)
-            if await self._ensure(plan):
-                raise Unavailable(f"cannot build the sandbox: {'; '.join(self._failures.get(plan.namespace, ()))}")
+        """Patient for a moment: a bridge it is to be plugged into may just be being repaired."""
+        for pause in WIRING_PAUSES:
+            async with self._parallel:
+                assert self._facts is not None
+                plan = self._planner.sandbox(self._sandboxes[task], self._facts)
+                if not await self._ensure(plan):
+                    return
+            await asyncio.sleep(pause)
+        raise Unavailable(f"cannot build the sandbox: {'; '.join(self._failures.get(plan.namespace, ()))}")
 
     # --- drift ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +22,7 @@ from hivemesh.agent.worker import Worker
 from hivemesh.clock import SystemClock
 from hivemesh.dataplane.apply import Applier
 from hivemesh.engine.process import ProcessEngine
-from hivemesh.kernel import rtnl
+from hivemesh.kernel import conntrack, rtnl
 from hivemesh.model.addr import MAC, VNI, Interface, endpoint_mac
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID, new_id
 from hivemesh.model.network import Subnet
@@ -334,6 +335,36 @@ async def test_task_ends_with_the_engines_words(
         await until(lambda: machine.manager.state(task) == state)
         assert words in machine.manager.reports[task.id][-1].err
         await until(lambda: task.id[:12] not in sh("ip netns list"))
+
+
+async def test_udp_connections_to_a_backend_that_left_are_forgotten(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        machine.manager.publish(1, 2, protocol="udp")
+        revision = machine.manager.send(worker)
+        await until(lambda: revision in machine.manager.acked)
+        for address in ("198.51.100.11", "fd00:99::11"):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            for _ in range(2):  # round robin: one flow to each
+                with socket.socket(family, socket.SOCK_DGRAM) as client:
+                    client.sendto(b"hello", (address, 8090))
+        machine.manager.publish(2, protocol="udp")
+        revision = machine.manager.send(worker)
+        await until(lambda: revision in machine.manager.acked)
+        left = {
+            address: conntrack.forget_udp("ingress_sbox", ipaddress.ip_address(address))
+            for address in ("10.0.0.11", "fd00:0::11", "10.0.0.12", "fd00:0::12")
+        }
+        assert list(left.values()) == [0, 0, 1, 1]
+
+
+async def test_sandbox_is_wired_once_its_bridge_is_back(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1))
+        sh(f"ip -n {OVERLAY} link del br0")
+        machine.manager.task(a_task(2))
+        machine.manager.send(worker)
+        await until(lambda: machine.manager.state(a_task(2)) == TaskState.RUNNING)
+        assert TaskState.REJECTED not in [status.state for status in machine.manager.reports[a_task(2).id]]
 
 
 async def test_host_mode_port_leads_to_the_task(machine: Machine) -> None:
