@@ -97,7 +97,7 @@ class Applier:
             tally = _Tally()
             created = self._namespace(held, plan, tally)
             if held.plan != plan or held.doubtful:
-                self._apply(held, plan, tally)
+                self._apply(held, plan, tally, fresh=created)
             return Outcome(
                 created=created, changed=tally.changed, failed=tuple(tally.failed), repaired=tuple(tally.repaired)
             )
@@ -282,16 +282,20 @@ class Applier:
 
     # --- one pass
 
-    def _apply(self, held: _Held, plan: NamespacePlan, tally: _Tally) -> None:
+    def _apply(self, held: _Held, plan: NamespacePlan, tally: _Tally, *, fresh: bool) -> None:
         # what is doubted while we are at it stays doubtful
         doubtful, held.doubtful = held.doubtful, set()
         held.coming = plan
         try:
+            if fresh:  # nothing is in it yet: save the look
+                doubtful = {LINK, SYSCTL, NFT}
+                for delta in held.deltas.values():
+                    delta.believe(())
             door = self._linux.door(plan.namespace)
             early, late = _settings_by_time(plan)
             self._settings(held, plan, early, doubtful, tally)
             if LINK in doubtful or held.plan is None or held.plan.links != plan.links:
-                if self._links(held, plan, door, tally):
+                if self._links(held, plan, door, tally) and not fresh:
                     doubtful |= EVERYTHING - {LINK}
                 links = door.links()
                 held.indices = {name: link.index for name, link in links.items()}
@@ -312,10 +316,7 @@ class Applier:
         before = held.plan.sysctls if held.plan is not None else {}
         if SYSCTL not in doubtful:
             keys = {key: value for key, value in keys.items() if before.get(key) != value}
-        differing = self._linux.differing_settings(plan.namespace, keys)
-        if not differing:
-            return
-        failed = self._linux.write_settings(plan.namespace, {key: keys[key] for key in keys if key in differing})
+        differing, failed = self._linux.ensure_settings(plan.namespace, keys)
         for key, error in failed.items():
             tally.fail(SYSCTL, f"set {key} to {keys[key]}: {error.strerror}")
         for key, value in differing.items():

@@ -14,7 +14,7 @@ class Faults(Linux):
     """Calls pass through, but for those that `fail_next` names.
 
     A netlink message is named by its verb (`set_fdb`, `add_link`, ...), other calls by the method (`create`,
-    `ensure_table`, `write_settings`).
+    `ensure_table`, `ensure_settings`).
     """
 
     def __init__(self) -> None:
@@ -40,10 +40,14 @@ class Faults(Linux):
     def door(self, namespace: str) -> Rtnl:
         return cast(Rtnl, _Door(super().door(namespace), self))
 
-    def write_settings(self, namespace: str, settings: Mapping[str, str]) -> dict[str, OSError]:
-        failed = {key: OSError(code, os.strerror(code)) for key in settings if (code := self.take("write_settings"))}
-        passed = {key: value for key, value in settings.items() if key not in failed}
-        return failed | super().write_settings(namespace, passed)
+    def ensure_settings(
+        self, namespace: str, wanted: Mapping[str, str]
+    ) -> tuple[dict[str, str | None], dict[str, OSError]]:
+        doomed = [(key, code) for key in wanted if (code := self.take("ensure_settings"))]
+        refused = {key: OSError(code, os.strerror(code)) for key, code in doomed}
+        passed = {key: value for key, value in wanted.items() if key not in refused}
+        found, failed = super().ensure_settings(namespace, passed)
+        return found | dict.fromkeys(refused), failed | refused
 
     def ensure_table(self, namespace: str, table: Table) -> int:
         self._raise_if_due("ensure_table")

@@ -41,8 +41,11 @@ class Linux:
     def differing_settings(self, namespace: str, wanted: Mapping[str, str]) -> dict[str, str | None]:
         return sysctl.differing(namespace, wanted)
 
-    def write_settings(self, namespace: str, settings: Mapping[str, str]) -> dict[str, OSError]:
-        return sysctl.write(namespace, settings)
+    def ensure_settings(
+        self, namespace: str, wanted: Mapping[str, str]
+    ) -> tuple[dict[str, str | None], dict[str, OSError]]:
+        """What was there instead, and what could not be written."""
+        return sysctl.ensure(namespace, wanted)
 
     # --- nftables
 

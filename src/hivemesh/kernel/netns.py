@@ -127,10 +127,13 @@ def create(name: str, mark: str) -> None:
         try:
             for failure in inside.apply([set_link(1, "lo", up=True, alias=mark)]):
                 raise OSError(failure.errno, str(failure))
-        finally:
+            _pin("/proc/thread-self/ns/net", name)
+            rtnl.keep(name, inside)
+        except BaseException:
             inside.close()
-        _pin("/proc/thread-self/ns/net", name)
+            raise
 
+    rtnl.forget(name)
     _share_directory()
     _in_thread(make)
 

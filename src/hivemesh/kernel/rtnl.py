@@ -203,6 +203,13 @@ def door(namespace: str) -> Rtnl:
         return opened
 
 
+def keep(namespace: str, opened: Rtnl) -> None:
+    """Make a door that was opened inside a new namespace the one of its name."""
+    opened.namespace, opened.identity = namespace, identity(namespace)
+    with _doors_lock:
+        _doors[namespace] = opened
+
+
 def held(namespace: str) -> Rtnl | None:
     """The open door, if any, of a namespace that may have lost its name meanwhile."""
     with _doors_lock:

@@ -26,18 +26,19 @@ def open_netlink(namespace: str, protocol: int) -> socket.socket:
     The socket stays in its namespace whoever uses it. Made by a thread of its own, since only a thread that ends right
     after may change its namespace. Raises `FileNotFoundError` when there is no such namespace.
     """
+    if not namespace:
+        return _bound(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
     made: list[socket.socket] = []
     failed: list[BaseException] = []
 
     def make() -> None:
         try:
-            if namespace:
-                handle = os.open(f"{NETNS_DIR}/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    if _libc.setns(handle, _CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), f"cannot enter namespace {namespace}")
-                finally:
-                    os.close(handle)
+            handle = os.open(f"{NETNS_DIR}/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _libc.setns(handle, _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), f"cannot enter namespace {namespace}")
+            finally:
+                os.close(handle)
             made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
         except BaseException as error:
             failed.append(error)
@@ -47,7 +48,10 @@ def open_netlink(namespace: str, protocol: int) -> socket.socket:
     thread.join()
     if failed:
         raise failed[0]
-    sock = made[0]
+    return _bound(made[0])
+
+
+def _bound(sock: socket.socket) -> socket.socket:
     sock.bind((0, 0))
     sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # errors come without a copy of our message
     sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)  # and with the kernel's words

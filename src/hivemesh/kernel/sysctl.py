@@ -29,30 +29,38 @@ def read(namespace: str, keys: Iterable[str]) -> dict[str, str | None]:
     return call_inside(namespace, lambda: {key: _read(key) for key in wanted})
 
 
+def _differing(wanted: Mapping[str, str]) -> dict[str, str | None]:
+    found = {}
+    for key, value in wanted.items():
+        actual = _read(key)
+        if actual != value and not (actual is None and key.startswith(_OPTIONAL)):
+            found[key] = actual
+    return found
+
+
 def differing(namespace: str, wanted: Mapping[str, str]) -> dict[str, str | None]:
     """What is there instead of what is wanted."""
-    actual = read(namespace, wanted)
-    return {
-        key: value
-        for key, value in actual.items()
-        if value != wanted[key] and not (value is None and key.startswith(_OPTIONAL))
-    }
+    return call_inside(namespace, lambda: _differing(wanted)) if wanted else {}
 
 
-def write(namespace: str, settings: Mapping[str, str]) -> dict[str, OSError]:
-    """Set them in order; returns what failed."""
+def _write(key: str, value: str) -> None:
+    handle = os.open(f"/proc/sys/{key}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(handle, value.encode())
+    finally:
+        os.close(handle)
 
-    def write_all() -> dict[str, OSError]:
-        failed = {}
-        for key, value in settings.items():
+
+def ensure(namespace: str, wanted: Mapping[str, str]) -> tuple[dict[str, str | None], dict[str, OSError]]:
+    """Write what differs, in order. Returns what was there instead, and what could not be written."""
+
+    def work() -> tuple[dict[str, str | None], dict[str, OSError]]:
+        found, failed = _differing(wanted), {}
+        for key in found:
             try:
-                handle = os.open(f"/proc/sys/{key}", os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(handle, value.encode())
-                finally:
-                    os.close(handle)
+                _write(key, wanted[key])
             except OSError as error:
                 failed[key] = OSError(error.errno or errno.EIO, error.strerror)
-        return failed
+        return found, failed
 
-    return call_inside(namespace, write_all) if settings else {}
+    return call_inside(namespace, work) if wanted else ({}, {})

@@ -402,7 +402,7 @@ def test_vni_in_use_elsewhere_is_named(applier: Applier) -> None:
 
 @pytest.mark.parametrize(
     "what", ["add_link", "set_link", "set_address", "set_fdb", "set_neighbor", "set_route", "set_rule", "ensure_table",
-             "write_settings"],
+             "ensure_settings"],
 )  # fmt: skip
 def test_refused_change_is_reported_and_tried_again(what: str) -> None:
     faults = Faults()

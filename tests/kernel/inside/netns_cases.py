@@ -116,7 +116,8 @@ def test_settings_are_those_of_the_namespace() -> None:
     netns.create("box", "hivemesh/one")
     here = sysctl.read(HOST, ["net/ipv4/ip_forward"])
     wanted = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/lo/accept_ra": "2", "net/ipv4/ping_group_range": "0 99"}
-    assert sysctl.write("box", wanted) == {}
+    _, failed = sysctl.ensure("box", wanted)
+    assert failed == {}
     assert sysctl.differing("box", wanted) == {}
     assert sh("ip netns exec box sysctl -n net.ipv4.ip_forward net.ipv6.conf.lo.accept_ra").split() == ["1", "2"]
     assert sysctl.read(HOST, ["net/ipv4/ip_forward"]) == here
@@ -125,7 +126,8 @@ def test_settings_are_those_of_the_namespace() -> None:
 def test_settings_that_do_not_exist_differ_unless_their_module_is_optional() -> None:
     wanted = {"net/ipv4/conf/nolink/rp_filter": "0", "net/bridge/bridge-nf-call-nothing": "0"}
     assert sysctl.differing(HOST, wanted) == {"net/ipv4/conf/nolink/rp_filter": None}
-    assert list(sysctl.write(HOST, wanted)) == list(wanted)
+    found, failed = sysctl.ensure(HOST, wanted)
+    assert list(found) == list(failed) == ["net/ipv4/conf/nolink/rp_filter"]
 
 
 def test_probe_finds_nothing_missing_and_leaves_nothing() -> None:
