@@ -33,6 +33,9 @@ BACKLOG = 256
 READER_LIMIT = 1024
 """Events a slow reader may be behind before it is cut off."""
 
+ENGINE_GRACE = 2.0
+"""Seconds that the engine has, after `until`, to tell what happened before."""
+
 FILTERS = (
     "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret",
     "service", "type", "volume",
@@ -196,17 +199,14 @@ async def events(request: web.Request) -> web.StreamResponse:
             stamp = event["timeNano"] / 1e9
             if since is not None and since <= stamp and (until is None or stamp <= until) and matches(event, filters):
                 await _send(response, event)
-        engine = asyncio.create_task(_from_engine(request, filters, queue), name="engine events")
+        feed = asyncio.create_task(_feed(request, filters, queue, until, now), name="events")
         try:
-            async with asyncio.timeout(None if until is None else max(until - now, 0.0)):
-                while (fresh := await queue.get()) is not None:
-                    if fresh.get("scope") != "swarm" or matches(fresh, filters):
-                        await _send(response, fresh)
-        except TimeoutError:
-            pass
+            while (fresh := await queue.get()) is not None:
+                if fresh.get("scope") == "local" or matches(fresh, filters):
+                    await _send(response, fresh)
         finally:
-            engine.cancel()
-            await asyncio.gather(engine, return_exceptions=True)
+            feed.cancel()
+            await asyncio.gather(feed, return_exceptions=True)
     await response.write_eof()
     return response
 
@@ -215,22 +215,50 @@ async def _send(response: web.StreamResponse, event: Message) -> None:
     await response.write(codec.to_json(event) + b"\n")
 
 
-async def _from_engine(request: web.Request, filters: Filters, queue: asyncio.Queue[Message | None]) -> None:
-    """Put the engine's events into the same queue for as long as it talks."""
+async def _feed(
+    request: web.Request, filters: Filters, queue: asyncio.Queue[Message | None], until: float | None, now: float
+) -> None:
+    """The engine's events into the queue, and the end of the stream once `until` has come."""
+    over = until is not None and until <= now
+    engine = asyncio.create_task(_from_engine(request, filters, queue, until, over), name="engine events")
+    try:
+        if over:
+            await asyncio.wait([engine], timeout=ENGINE_GRACE)
+        elif until is not None:
+            await asyncio.sleep(until - now)
+        else:
+            await engine
+            return
+        await queue.put(None)
+    finally:
+        engine.cancel()
+        await asyncio.gather(engine, return_exceptions=True)
+
+
+async def _from_engine(
+    request: web.Request, filters: Filters, queue: asyncio.Queue[Message | None], until: float | None, over: bool
+) -> None:
+    """Put the engine's events into the same queue for as long as it talks.
+
+    Podman is never given `until`: with one it keeps back what happened before.
+    """
     types, scopes = filters.get("type"), filters.get("scope")
     if filters.keys() - ENGINE_FILTERS - {"scope"} or (scopes and "local" not in scopes):
         return
     if types and not (set(types) & ENGINE_TYPES):
         return
     passed = {name: values for name, values in filters.items() if name in ENGINE_FILTERS and name != "type"}
-    query = {name: request.query[name] for name in ("since", "until") if request.query.get(name, "0") != "0"}
+    query = {"stream": "false" if over else "true"}
+    if request.query.get("since", "0") != "0":
+        query["since"] = request.query["since"]
     if passed:
         query["filters"] = json.dumps(passed)
     try:
-        async with passthrough.stream(request, f"/events?{urlencode({'stream': 'true', **query})}") as content:
+        async with passthrough.stream(request, f"/events?{urlencode(query)}") as content:
             async for event in _messages(content):
-                if not types or event.get("Type") in types:
-                    await queue.put(event)
+                late = until is not None and event.get("timeNano", 0) > until * 1e9
+                if not late and (not types or event.get("Type") in types):
+                    await queue.put({"scope": "local", **event})
     except (HivemeshError, OSError) as error:
         log.info("events without the engine's: %s", error)
 

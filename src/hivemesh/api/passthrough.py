@@ -7,6 +7,7 @@ out of the HTTP server's hands and the bytes are pumped.
 """
 
 import asyncio
+import json
 import logging
 import re
 import select
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import web
@@ -335,23 +337,34 @@ async def create_container(request: web.Request) -> web.StreamResponse:
 async def wait(request: web.Request) -> web.StreamResponse:
     """As the engine answers, but for `condition=removed`, where Podman 4 forgets the exit code (`docker run --rm`).
 
-    There the next exit is waited for, which has the code, then the removal. The head of the answer goes out at once:
-    clients start the container only when they have it.
+    There the next exit is waited for, which has the code, then the removal; the events know the code of a container
+    that was gone before anybody looked. The head of the answer goes out at once: clients start only when they have it.
     """
     if request.query.get("condition") != "removed":
         return await forward(request)
     ref = request.match_info["ref"]
-    await ask(request, f"/containers/{ref}/json")
+    identifier, begun = (await ask(request, f"/containers/{ref}/json"))["Id"], local_of(request).clock.now()
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     try:
-        result = await ask(request, f"/containers/{ref}/wait?condition=next-exit", method="POST")
-        await _removal(request, ref)
-    except HivemeshError as error:
-        result = {"StatusCode": -1, "Error": {"Message": str(error)}}
+        result = await ask(request, f"/containers/{identifier}/wait?condition=next-exit", method="POST")
+        await _removal(request, identifier)
+    except HivemeshError:
+        result = await _exit_from_events(request, identifier, begun)
     await response.write(codec.to_json(result) + b"\n")
     await response.write_eof()
     return response
+
+
+async def _exit_from_events(request: web.Request, identifier: str, since: float) -> dict[str, Any]:
+    query = urlencode({"since": int(since) - 1, "stream": "false", "filters": json.dumps({"container": [identifier]})})
+    with suppress(HivemeshError):
+        async with stream(request, f"/events?{query}") as content:
+            async for line in content:
+                event = strict.decode(line)
+                if event["Action"] == "die":
+                    return {"StatusCode": int(event["Actor"]["Attributes"].get("exitCode", -1))}
+    return {"StatusCode": -1, "Error": {"Message": f"container {identifier} went away without an exit code"}}
 
 
 async def _removal(request: web.Request, ref: str) -> None:

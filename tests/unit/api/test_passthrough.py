@@ -133,6 +133,10 @@ async def test_events_of_swarm_and_engine_are_one_stream(api: Served) -> None:
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
+    until = str(api.machine.clock.now())
+    past = await api.docker("events", "--since", "1", "--until", until, "--filter", "type=container")
+    assert " container start " in past
+    assert " network " not in past
 
 
 async def test_client_that_vanishes_leaves_no_connection_behind(api: Served) -> None:
