@@ -1,6 +1,6 @@
 """The demo image `localhost/whoami`, built on the spot: static busybox and a small static server.
 
-The server (`whoami/whoami.c`, which says why it is C) is compiled once per version of its source. The image goes into
+The server (`whoami/whoami.c`, which says why it is C) is compiled once per version of its source and of this module. The image goes into
 one Podman store that all nodes of all labs read and none writes.
 """
 
@@ -41,7 +41,7 @@ def store_lock(places: Places) -> Iterator[None]:
 def build_program(places: Places) -> Path:
     """The compiled server's path. The caller holds `store_lock`."""
     source = files("hivemesh.lab") / "whoami" / "whoami.c"
-    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    version = hashlib.sha256(source.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
     program = places.images / version / PROGRAM
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def build_image(places: Places) -> Path:
     # In a mount namespace of its own: Podman leaves its store mounted onto itself, which would outlive the lab.
     _run(
         ["unshare", "--mount", "podman", "import", "--change", f'CMD ["/bin/{PROGRAM}"]',
-         "--change", 'ENV ["PATH=/bin"]', str(archive), IMAGE],
+         str(archive), IMAGE],
         {"CONTAINERS_STORAGE_CONF": str(storage)},
     )  # fmt: skip
     archive.unlink()
