@@ -10,24 +10,24 @@ What fights us here:
 - A namespace may lose its name (`ip netns delete`) and live on: it is pinned again, with all that is inside.
 """
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Indices, Kind
+from hivemesh.dataplane.belief import Held, Tally, on_link, plugs_into, settings_by_time, unwanted_tables, words
+from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Kind
 from hivemesh.dataplane.links import Outer, Step, compare, left_over, loopback
-from hivemesh.dataplane.ownership import TABLE, is_left_over, is_our_link, is_our_namespace
+from hivemesh.dataplane.ownership import is_left_over, is_our_namespace
+from hivemesh.dataplane.plumbing import Plumber
 from hivemesh.dataplane.suspicion import EVERYTHING, LINK, SYSCTL, WantedKeys, contradicts, stranger
 from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
 from hivemesh.kernel.linux import Linux
 from hivemesh.kernel.monitor import NFT, Change
 from hivemesh.kernel.rtnl import Rtnl
 from hivemesh.model.errors import Conflict
-from hivemesh.reconcile.delta import Delta
 from hivemesh.wire.netlink import Message
-from hivemesh.wire.rtnetlink import LinkSeen, add_bridge, add_veth, add_vxlan, delete_link, set_isolated, set_link
+from hivemesh.wire.rtnetlink import LinkSeen, delete_link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,47 +42,13 @@ class Outcome:
     """Of what changed, in words: what we had put right before and somebody else undid."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """What we know of one namespace."""
-
-    namespace: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    plan: NamespacePlan | None = None  # the last one we applied
-    coming: NamespacePlan | None = None  # the one being applied
-    doubtful: set[str] = field(default_factory=lambda: set(EVERYTHING))
-    failing: set[str] = field(default_factory=set)  # kinds with a failure last time: their repair is no drift
-    indices: Indices = field(default_factory=dict)
-    deltas: dict[str, Delta[Any]] = field(default_factory=dict)
-    identity: tuple[int, int] = (-1, -1)
-
-    def __post_init__(self) -> None:
-        self.deltas = {kind.name: kind.delta(self.namespace) for kind in KINDS}
-
-    def doubt(self, kinds: frozenset[str] = EVERYTHING) -> None:
-        self.doubtful |= kinds
-
-
-@dataclass(slots=True)
-class _Tally:
-    """One `ensure` as it goes."""
-
-    changed: int = 0
-    failed: list[str] = field(default_factory=list)
-    failing: set[str] = field(default_factory=set)
-    repaired: list[str] = field(default_factory=list)
-
-    def fail(self, kind: str, text: str) -> None:
-        self.failed.append(text)
-        self.failing.add(kind)
-
-
 class Applier:
     """The kernel objects of this node, namespace by namespace. Methods block; safe to call from several threads."""
 
     def __init__(self, linux: Linux | None = None) -> None:
         self._linux = linux or Linux()
-        self._held: dict[str, _Held] = {}
+        self._plumber = Plumber(self._linux)
+        self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
 
     # --- the verbs
@@ -94,7 +60,7 @@ class Applier:
         """
         held = self._of(plan.namespace)
         with held.lock:
-            tally = _Tally()
+            tally = Tally()
             created = self._namespace(held, plan, tally)
             if held.plan != plan or held.doubtful:
                 self._apply(held, plan, tally, fresh=created)
@@ -136,9 +102,7 @@ class Applier:
     def affected(self, namespace: str) -> tuple[str, ...]:
         """The namespaces whose plans have objects in `namespace`: itself, and those with a veth's far end there."""
         with self._lock:
-            others = [
-                h.namespace for h in self._held.values() if h.namespace != namespace and _plugs_into(h, namespace)
-            ]
+            others = [h.namespace for h in self._held.values() if h.namespace != namespace and plugs_into(h, namespace)]
         return (namespace, *sorted(others))
 
     def contradicted(self, changes: Sequence[Change]) -> set[str]:
@@ -189,7 +153,7 @@ class Applier:
         door = self._linux.door(held.namespace)
         names = {wanted.name, wanted.master} if isinstance(wanted, Vxlan) else {wanted.name}
         seen = {name: link for name in names if (link := door.link(name)) is not None}
-        if list(compare(held.plan, [wanted], seen, self._outer())):
+        if list(compare(held.plan, [wanted], seen, self._plumber.outer())):
             held.doubt(frozenset({LINK}))
             return {held.namespace}
         if seen[wanted.name].index != held.indices.get(wanted.name):
@@ -197,7 +161,7 @@ class Applier:
             return {held.namespace}
         return set()
 
-    def _owner(self, namespace: str, name: str) -> tuple[_Held, Link] | None:
+    def _owner(self, namespace: str, name: str) -> tuple[Held, Link] | None:
         """Whose plan a link belongs to, as its near or its far end."""
         with self._lock:
             for held in self._held.values():
@@ -218,30 +182,28 @@ class Applier:
             return [f"{where}: the namespace is marked {mark!r} instead of {plan.mark!r}"]
         door = self._linux.door(plan.namespace)
         seen = door.links()
-        found = [
-            s.text
-            for s in (*loopback(plan, seen), *left_over(plan, seen), *compare(plan, plan.links, seen, self._outer()))
-        ]
+        wrong = compare(plan, plan.links, seen, self._plumber.outer())
+        found = [step.text for step in (*loopback(plan, seen), *left_over(plan, seen), *wrong)]
         indices = {name: link.index for name, link in seen.items()}
         for kind in KINDS:
             reading = kind.read(door, plan, indices)
             wanted = kind.wanted(plan)
-            found += [f"{kind.name} is missing: {_words(value)}" for value in wanted - reading.values]
-            found += [f"{kind.name} is too much: {_words(value)}" for value in reading.values - wanted]
+            found += [f"{kind.name} is missing: {words(value)}" for value in wanted - reading.values]
+            found += [f"{kind.name} is too much: {words(value)}" for value in reading.values - wanted]
             found += [f"{kind.name} is too much: {message.subject}" for message in reading.odd]
         for key, value in self._linux.differing_settings(plan.namespace, plan.sysctls).items():
             found.append(f"{key} is {value} instead of {plan.sysctls[key]}")
         tables = self._linux.tables(plan.namespace)
         for table in plan.tables:
             found += self._linux.table_differences(plan.namespace, table)
-        found += [f"nft {family} {name} is too much" for family, name in _unwanted_tables(plan, tables)]
+        found += [f"nft {family} {name} is too much" for family, name in unwanted_tables(plan, tables)]
         return [f"{where}: {text}" for text in found]
 
     # --- namespaces
 
-    def _of(self, namespace: str) -> _Held:
+    def _of(self, namespace: str) -> Held:
         with self._lock:
-            return self._held.setdefault(namespace, _Held(namespace))
+            return self._held.setdefault(namespace, Held(namespace))
 
     def _check_mark(self, namespace: str) -> str:
         mark = self._linux.mark_of(namespace)
@@ -249,7 +211,7 @@ class Applier:
             raise Conflict(f"namespace {namespace} exists and is not ours: `ip netns delete {namespace}` removes it")
         return mark
 
-    def _namespace(self, held: _Held, plan: NamespacePlan, tally: _Tally) -> bool:
+    def _namespace(self, held: Held, plan: NamespacePlan, tally: Tally) -> bool:
         """See that it exists and is ours. True if it had to be made."""
         if plan.namespace == HOST:
             return False
@@ -277,12 +239,12 @@ class Applier:
     def _doubt_ports_in(self, namespace: str) -> None:
         with self._lock:
             for held in self._held.values():
-                if held.namespace != namespace and _plugs_into(held, namespace):
+                if held.namespace != namespace and plugs_into(held, namespace):
                     held.doubtful.add(LINK)
 
     # --- one pass
 
-    def _apply(self, held: _Held, plan: NamespacePlan, tally: _Tally, *, fresh: bool) -> None:
+    def _apply(self, held: Held, plan: NamespacePlan, tally: Tally, *, fresh: bool) -> None:
         # what is doubted while we are at it stays doubtful
         doubtful, held.doubtful = held.doubtful, set()
         held.coming = plan
@@ -292,7 +254,7 @@ class Applier:
                 for delta in held.deltas.values():
                     delta.believe(())
             door = self._linux.door(plan.namespace)
-            early, late = _settings_by_time(plan)
+            early, late = settings_by_time(plan)
             self._settings(held, plan, early, doubtful, tally)
             if LINK in doubtful or held.plan is None or held.plan.links != plan.links:
                 if self._links(held, plan, door, tally) and not fresh:
@@ -311,7 +273,7 @@ class Applier:
         held.doubtful |= tally.failing
 
     def _settings(
-        self, held: _Held, plan: NamespacePlan, keys: Mapping[str, str], doubtful: set[str], tally: _Tally
+        self, held: Held, plan: NamespacePlan, keys: Mapping[str, str], doubtful: set[str], tally: Tally
     ) -> None:
         before = held.plan.sysctls if held.plan is not None else {}
         if SYSCTL not in doubtful:
@@ -328,27 +290,9 @@ class Applier:
 
     # --- links
 
-    def _outer(self) -> Outer:
-        """A look-up of veths' far ends that asks for each bridge once."""
-        masters: dict[tuple[str, str], int] = {}
-
-        def look_up(veth: Veth) -> tuple[LinkSeen | None, int]:
-            end = veth.outer
-            try:
-                door = self._linux.door(end.namespace)
-                where = (end.namespace, end.master)
-                if where not in masters:
-                    bridge = door.link(end.master)
-                    masters[where] = bridge.index if bridge is not None and bridge.kind == "bridge" else 0
-                return door.link(end.name), masters[where]
-            except FileNotFoundError:
-                return None, 0
-
-        return look_up
-
-    def _links(self, held: _Held, plan: NamespacePlan, door: Rtnl, tally: _Tally) -> bool:
+    def _links(self, held: Held, plan: NamespacePlan, door: Rtnl, tally: Tally) -> bool:
         """True if links were made, removed or brought up: what hangs on them may be gone."""
-        outer = self._outer()
+        outer = self._plumber.outer()
         seen = door.links()
         steps = [*loopback(plan, seen), *left_over(plan, seen)]
         bridges = [link for link in plan.links if isinstance(link, Bridge)]
@@ -364,25 +308,11 @@ class Applier:
             self._doubt_ports_in(plan.namespace)
         return bool(steps or others)
 
-    def _step(self, held: _Held, plan: NamespacePlan, door: Rtnl, step: Step, outer: Outer, tally: _Tally) -> None:
+    def _step(self, held: Held, plan: NamespacePlan, door: Rtnl, step: Step, outer: Outer, tally: Tally) -> None:
         if step.refused:
             tally.fail(LINK, step.text)
             return
-        failures: list[str] = []
-        try:
-            if step.remove is not None:
-                refused = door.apply([delete_link(step.remove.index, step.name)])
-                failures += [str(failure) for failure in refused if failure.errno not in GONE]
-            if step.create and not failures:
-                assert step.link is not None
-                failures += self._create(plan, door, step.link, outer)
-            if step.inside:
-                failures += _send(door, step.inside)
-            if step.outside:
-                assert isinstance(step.link, Veth)
-                failures += _send(self._linux.door(step.link.outer.namespace), step.outside)
-        except OSError as error:
-            failures.append(f"link {step.name}: {os.strerror(error.errno) if error.errno else error}")
+        failures = self._plumber.take(step, door, outer)
         for failure in failures:
             tally.fail(LINK, failure)
         if not failures:
@@ -394,71 +324,9 @@ class Applier:
             if held.plan is not None and known and LINK not in held.failing:
                 tally.repaired.append(step.text)
 
-    def _create(self, plan: NamespacePlan, door: Rtnl, link: Link, outer: Outer) -> list[str]:
-        if isinstance(link, Bridge):
-            failures = _send(door, [add_bridge(link.name, link.mtu, link.mac)])
-        elif isinstance(link, Vxlan):
-            failures = self._create_vxlan(door, link)
-        else:
-            failures = self._create_veth(door, link, outer)
-        made = None if failures else door.link(link.name)
-        if made is None:
-            return failures
-        finish = [set_link(made.index, link.name, up=True)] if isinstance(link, Veth) else []
-        if link.alias:
-            finish.append(set_link(made.index, link.name, alias=link.alias))
-        return _send(door, finish)
-
-    def _create_vxlan(self, door: Rtnl, link: Vxlan) -> list[str]:
-        master = door.link(link.master)
-        if master is None:
-            return [f"link {link.name}: there is no bridge {link.master}"]
-        handle = door.handle()
-        try:
-            message = add_vxlan(
-                link.name,
-                vni=link.vni,
-                port=link.port,
-                local=link.local,
-                mtu=link.mtu,
-                master=master.index,
-                namespace=handle,
-            )
-            # its socket and its routes stay where the message is sent
-            return _send(self._linux.door(HOST), [message])
-        finally:
-            os.close(handle)
-
-    def _create_veth(self, door: Rtnl, link: Veth, outer: Outer) -> list[str]:
-        end = link.outer
-        stale, master = outer(link)
-        if not master:
-            where = f" in namespace {end.namespace}" if end.namespace else ""
-            return [f"link {link.name}: there is no bridge {end.master}{where}"]
-        far_door = self._linux.door(end.namespace)
-        if stale is not None:
-            if not is_our_link(end.namespace, stale):
-                return [f"link {link.name}: {end.name} exists and is not ours"]
-            failures = _send(far_door, [delete_link(stale.index, end.name)])
-            if failures:
-                return failures
-        handle = door.handle()
-        try:
-            message = add_veth(end.name, link.name, mtu=link.mtu, mac=link.mac, master=master, namespace=handle)
-            failures = _send(far_door, [message])
-        finally:
-            os.close(handle)
-        far = None if failures or not (end.isolated or end.alias) else far_door.link(end.name)
-        if far is None:
-            return failures
-        finish = [set_isolated(far.index, end.name, True)] if end.isolated else []
-        if end.alias:
-            finish.append(set_link(far.index, end.name, alias=end.alias))
-        return _send(far_door, finish)
-
     # --- what hangs on links
 
-    def _entries(self, held: _Held, plan: NamespacePlan, door: Rtnl, doubtful: set[str], tally: _Tally) -> None:
+    def _entries(self, held: Held, plan: NamespacePlan, door: Rtnl, doubtful: set[str], tally: Tally) -> None:
         messages: list[Message] = []
         owners: dict[int, tuple[Kind[Any], Any]] = {}  # by the message's id: its kind, and its value if it is wanted
         puts: list[Message] = []
@@ -475,7 +343,7 @@ class Applier:
                 removals += [(message, None) for message in reading.odd]
             change = delta.change(wanted)
             removals += [
-                (kind.remove(held.indices, value), value) for value in change.remove if _on_link(value, held.indices)
+                (kind.remove(held.indices, value), value) for value in change.remove if on_link(value, held.indices)
             ]
             if kind is KINDS[0] and removals:
                 # removing an IPv4 address takes others of its subnet and routes with it: look again
@@ -491,8 +359,8 @@ class Applier:
                 if was_read and before is not None and value not in before and kind.name not in held.failing:
                     drift[id(message)] = f"{kind.name} was too much: {message.subject}"
             for value in change.put:
-                if not _on_link(value, held.indices):
-                    tally.fail(kind.name, f"{kind.name} {_words(value)}: there is no such link")
+                if not on_link(value, held.indices):
+                    tally.fail(kind.name, f"{kind.name} {words(value)}: there is no such link")
                     continue
                 message = kind.put(plan, held.indices, value)
                 owners[id(message)] = (kind, value)
@@ -514,7 +382,7 @@ class Applier:
         tally.repaired += [text for key, text in drift.items() if key not in refused]
 
     def _send_entries(
-        self, removals: list[tuple[Message, Any]], kind: Kind[Any], door: Rtnl, tally: _Tally
+        self, removals: list[tuple[Message, Any]], kind: Kind[Any], door: Rtnl, tally: Tally
     ) -> list[tuple[Message, Any]]:
         """Returns what was removed."""
         failures = [f for f in door.apply([message for message, _ in removals]) if f.errno not in GONE]
@@ -526,7 +394,7 @@ class Applier:
 
     # --- nftables
 
-    def _tables(self, held: _Held, plan: NamespacePlan, doubtful: set[str], tally: _Tally) -> None:
+    def _tables(self, held: Held, plan: NamespacePlan, doubtful: set[str], tally: Tally) -> None:
         before = held.plan.tables if held.plan is not None else ()
         if NFT not in doubtful and before == plan.tables:
             return
@@ -541,44 +409,10 @@ class Applier:
             if changed and undoing and table in before:
                 tally.repaired.append(f"nft {table.family} {table.name}: {changed} changes")
         try:
-            for family, name in _unwanted_tables(plan, self._linux.tables(plan.namespace)):
+            for family, name in unwanted_tables(plan, self._linux.tables(plan.namespace)):
                 self._linux.delete_table(plan.namespace, family, name)
                 tally.changed += 1
                 if undoing and held.plan is not None and all((t.family, t.name) != (family, name) for t in before):
                     tally.repaired.append(f"nft {family} {name} was too much")
         except OSError as error:
             tally.fail(NFT, f"remove tables of ours: {error}")
-
-
-def _plugs_into(held: _Held, namespace: str) -> bool:
-    plan = held.plan
-    return plan is not None and any(isinstance(x, Veth) and x.outer.namespace == namespace for x in plan.links)
-
-
-def _send(door: Rtnl, messages: Sequence[Message]) -> list[str]:
-    return [str(failure) for failure in door.apply(messages)] if messages else []
-
-
-def _on_link(value: object, indices: Indices) -> bool:
-    link = getattr(value, "link", None)
-    return link is None or link in indices
-
-
-def _words(value: object) -> str:
-    """A value as `name=value` pairs, without its class."""
-    pairs = [(name, getattr(value, name)) for name in getattr(value, "__slots__", ())]
-    return " ".join(f"{name}={part}" for name, part in pairs if part is not None)
-
-
-def _settings_by_time(plan: NamespacePlan) -> tuple[dict[str, str], dict[str, str]]:
-    """Those of links must wait for the links; of the others, forwarding goes first: it sets others to its defaults."""
-    links = {link.name for link in plan.links}
-    late = {key: value for key, value in plan.sysctls.items() if links & set(key.split("/"))}
-    early = {key: value for key, value in plan.sysctls.items() if key not in late}
-    forwarding = [key for key in early if key.endswith(("/ip_forward", "/forwarding"))]
-    return {key: early[key] for key in (*forwarding, *(k for k in early if k not in forwarding))}, late
-
-
-def _unwanted_tables(plan: NamespacePlan, tables: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    wanted = {(table.family, table.name) for table in plan.tables}
-    return sorted(key for key in tables if key[1] == TABLE and key not in wanted)
