@@ -1,7 +1,7 @@
 """The demo image `localhost/whoami`, built on the spot: static busybox and a small static server.
 
-The server (`whoami/whoami.c`, which says why it is C) is compiled once per version of its source and of this module. The image goes into
-one Podman store that all nodes of all labs read and none writes.
+The server (`whoami/whoami.c`, which says why it is C) is compiled once per version of its source and of this module.
+The image goes into one Podman store that all nodes of all labs read and none writes.
 """
 
 import fcntl
