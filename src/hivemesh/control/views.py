@@ -133,7 +133,9 @@ class Deriver:
         if store.cluster is not self._cluster or not _same(networks, self._networks):
             self._own, self._published = {}, {}
         self._revision, self._cluster, self._networks = store.revision, store.cluster, networks
-        self._ingress = frozenset(n.id for n in networks.values() if n.spec.ingress)
+        ingress = frozenset(n.id for n in networks.values() if n.spec.ingress)
+        if ingress != self._ingress:
+            self._ingress, self._parts = ingress, {}
         on_node: dict[NodeID, list[Task]] = {}
         of_service: dict[ServiceID, list[Task]] = {}
         for task in store.all(Task):
@@ -169,7 +171,7 @@ class Deriver:
             assigned = tuple(on_node.get(node.id, ()))
             known = self._parts.get(node.id)
             if known is None or known.node is not node or known.assigned != assigned:
-                known = _part(node, assigned, known)
+                known = _part(node, assigned, known, self._ingress)
             parts[node.id] = known
             if node.vtep is not None:
                 item = NodeItem(id=node.id, vtep=node.vtep)
@@ -253,7 +255,7 @@ def derive(store: Store, node: NodeID, released: Collection[TaskID] = ()) -> Vie
     return view.flat() if view else {}
 
 
-def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None) -> _Part:
+def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None, ingress: Collection[NetworkID]) -> _Part:
     tasks: dict[str, AnyItem] = {}
     endpoints: dict[NetworkID, dict[str, AnyItem]] = {}
     joined: set[NetworkID] = set()
@@ -263,7 +265,8 @@ def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None) -> _Part:
         if not task.status.state.dead:
             joined.update(attachment.network_id for attachment in task.attachments)
             _add_peers(endpoints, node, task.attachments)
-    _add_peers(endpoints, node, node.attachments)
+    # A node's address on a user network is only reserved; the ingress sandbox is where one has an interface
+    _add_peers(endpoints, node, (a for a in node.attachments if a.network_id in ingress))
     before = known.peers if known else {}
     peers: dict[NetworkID, Group] = {
         network: before[network] if network in before and before[network] == group else group
