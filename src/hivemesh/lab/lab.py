@@ -138,15 +138,22 @@ class Lab:
         """Until the first manager calls every node Ready. Raises `LabError` after `READY_TIMEOUT`."""
         until = time.monotonic() + READY_TIMEOUT
         while True:
-            states = {
-                node["Description"]["Hostname"]: node["Status"]["State"] for node in self.nodes[0].api("GET", "/nodes")
-            }
-            waiting = [node.name for node in self.nodes if states.get(node.name) != "ready"]
+            waiting = self._not_ready()
             if not waiting:
                 return
             if time.monotonic() > until:
                 raise LabError(f"not Ready after {READY_TIMEOUT:.0f} s: {', '.join(waiting)}; see {waiting[0]}'s log")
             time.sleep(0.02)
+
+    def _not_ready(self) -> list[str]:
+        try:
+            nodes = self.nodes[0].api("GET", "/nodes")
+        except http.Refused as error:  # the manager's side is still starting
+            if error.status != 503:
+                raise
+            nodes = []
+        states = {node["Description"]["Hostname"]: node["Status"]["State"] for node in nodes}
+        return [node.name for node in self.nodes if states.get(node.name) != "ready"]
 
     def _make_underlay(self) -> None:
         spaces = [self.topology.underlay, *(machine.spec.netns for machine in self.machines)]
