@@ -18,7 +18,7 @@ from typing import Any
 from hivemesh.dataplane.belief import Held, Tally, on_link, plugs_into, settings_by_time, unwanted_tables, words
 from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Kind
 from hivemesh.dataplane.links import Outer, Step, compare, left_over, loopback
-from hivemesh.dataplane.ownership import is_left_over, is_our_namespace
+from hivemesh.dataplane.ownership import is_left_over, is_our_link, is_our_namespace
 from hivemesh.dataplane.plumbing import Plumber
 from hivemesh.dataplane.suspicion import EVERYTHING, LINK, SYSCTL, WantedKeys, contradicts, stranger
 from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
@@ -75,6 +75,9 @@ class Applier:
         """
         if namespace == HOST:
             self.ensure(NamespacePlan(namespace=HOST, mark=""))
+            # ports whose sandboxes were removed a moment ago are still on their way out
+            door = self._linux.door(HOST)
+            door.apply([delete_link(x.index, x.name) for x in door.links().values() if is_our_link(HOST, x)])
             return
         held = self._of(namespace)
         with held.lock:
@@ -124,8 +127,10 @@ class Applier:
             if isinstance(change.value, LinkSeen):
                 links.add((change.namespace, change.value.name))
             kinds = contradicts(plan, held.indices, change, keys)
-            if kinds is not None and (coming := held.coming) is not None:
-                kinds = contradicts(coming, held.indices, change, keys)
+            # an `ensure` may be under way, or have ended since: its plan comes first into `coming`, then into `plan`
+            later = held.coming or held.plan
+            if kinds is not None and later is not None and later is not plan:
+                kinds = contradicts(later, held.indices, change, keys)
             if kinds is not None:
                 held.doubt(kinds)
                 suspects.add(change.namespace)
