@@ -80,10 +80,13 @@ async def inspect(client: Client, nodes: tuple[str, ...], form: str) -> None:
 @node.command()
 @click.argument("nodes", nargs=-1, metavar="[NODE...]")
 @filter_option
+@tasks.whole_option
 @output.quiet_option
 @output.format_option
 @asynchronous
-async def ps(client: Client, nodes: tuple[str, ...], filters: tuple[str, ...], quiet: bool, form: str) -> None:
+async def ps(
+    client: Client, nodes: tuple[str, ...], filters: tuple[str, ...], whole: bool, quiet: bool, form: str
+) -> None:
     """List the tasks of nodes (without an argument: of this one).
 
     \b
@@ -91,7 +94,7 @@ async def ps(client: Client, nodes: tuple[str, ...], filters: tuple[str, ...], q
       hivemesh node ps n2
     """
     wanted = [f"node={await own_node(client, ref)}" for ref in nodes or ("self",)]
-    await tasks.show(client, query((*filters, *wanted)), quiet, form)
+    await tasks.show(client, query((*filters, *wanted)), whole, quiet, form)
 
 
 @node.command()

@@ -169,10 +169,13 @@ async def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
 @service.command()
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
 @filter_option
+@tasks.whole_option
 @output.quiet_option
 @output.format_option
 @asynchronous
-async def ps(client: Client, services: tuple[str, ...], filters: tuple[str, ...], quiet: bool, form: str) -> None:
+async def ps(
+    client: Client, services: tuple[str, ...], filters: tuple[str, ...], whole: bool, quiet: bool, form: str
+) -> None:
     """List the tasks of services, with what went wrong.
 
     \b
@@ -180,7 +183,7 @@ async def ps(client: Client, services: tuple[str, ...], filters: tuple[str, ...]
       hivemesh service ps web
       hivemesh service ps --filter desired-state=running web
     """
-    await tasks.show(client, query((*filters, *(f"service={ref}" for ref in services))), quiet, form)
+    await tasks.show(client, query((*filters, *(f"service={ref}" for ref in services))), whole, quiet, form)
 
 
 @service.command()

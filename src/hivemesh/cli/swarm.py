@@ -6,6 +6,7 @@ import click
 
 from hivemesh.cli.session import asynchronous
 from hivemesh.client import Client
+from hivemesh.model.errors import HivemeshError, Invalid
 
 AVAILABILITY = click.Choice(["active", "pause", "drain"])
 
@@ -41,7 +42,8 @@ async def init(
       hivemesh swarm init
       hivemesh swarm init --advertise-addr 192.0.2.10 --default-addr-pool 10.20.0.0/16
     """
-    node = await client.post(
+    node = await _enter(
+        client,
         "/swarm/init",
         {
             "ListenAddr": listen_addr,
@@ -81,7 +83,8 @@ async def join(
     Examples:
       hivemesh swarm join --token SWMTKN-1-... 192.0.2.10:2377
     """
-    await client.post(
+    await _enter(
+        client,
         "/swarm/join",
         {
             "ListenAddr": listen_addr,
@@ -94,6 +97,16 @@ async def join(
     )
     role = "manager" if (await client.get("/info"))["Swarm"]["ControlAvailable"] else "worker"
     click.echo(f"This node joined a swarm as a {role}.")
+
+
+async def _enter(client: Client, path: str, body: dict[str, Any]) -> Any:
+    """The daemon says what is wrong, and we, as Docker's CLI does, by which option to put it right."""
+    try:
+        return await client.post(path, body)
+    except HivemeshError as error:
+        if "could not choose an IP address to advertise" in str(error):
+            raise Invalid(f"{error} - specify one with --advertise-addr") from error
+        raise
 
 
 @swarm.command()

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import click
+
 from hivemesh.cli import output
 from hivemesh.client import Client
 
@@ -17,8 +19,10 @@ COLUMNS = {
     "Ports": "PORTS",
 }
 
+whole_option = click.option("--no-trunc", "whole", is_flag=True, help="Show whole IDs.")
 
-async def show(client: Client, query: Mapping[str, str], quiet: bool, form: str) -> None:
+
+async def show(client: Client, query: Mapping[str, str], whole: bool, quiet: bool, form: str) -> None:
     """The tasks a query finds: slot by slot, the newest first and what it replaced below it."""
     found = await client.get("/tasks", query)
     if quiet:
@@ -32,17 +36,17 @@ async def show(client: Client, query: Mapping[str, str], quiet: bool, form: str)
     for task in found:
         name = f"{names.get(task['ServiceID'], task['ServiceID'])}.{task['Slot']}"
         shown = name if form == "json" or name != before else f" \\_ {name}"
-        rows.append(_row(task, shown, nodes, form))
+        rows.append(_row(task, shown, nodes, form, whole=whole or form == "json"))
         before = name
     output.rows(COLUMNS, rows, form)
 
 
-def _row(task: Mapping[str, Any], name: str, nodes: Mapping[str, str], form: str) -> dict[str, Any]:
+def _row(task: Mapping[str, Any], name: str, nodes: Mapping[str, str], form: str, *, whole: bool) -> dict[str, Any]:
     status = task["Status"]
     ports = (status.get("PortStatus") or {}).get("Ports") or []
     error = status.get("Err", "")
     return {
-        "ID": task["ID"] if form == "json" else task["ID"][:12],
+        "ID": task["ID"] if whole else task["ID"][:12],
         "Name": name,
         "Image": task["Spec"]["ContainerSpec"]["Image"],
         "Node": nodes.get(task.get("NodeID", ""), ""),

@@ -139,7 +139,10 @@ def _endpoint(endpoint: EndpointSpec) -> None:
             raise Invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
         if port.published_port:
             if (port.protocol, port.published_port) in published:
-                raise Invalid("EndpointSpec: duplicate published ports provided")
+                raise Invalid(
+                    f"EndpointSpec: duplicate published ports provided: {port.published_port}/{port.protocol} is given "
+                    "twice"
+                )
             published.add((port.protocol, port.published_port))
     unnamed = [
         (port.protocol, port.target_port, port.publish_mode) for port in endpoint.ports if not port.published_port
