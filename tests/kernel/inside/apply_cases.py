@@ -3,7 +3,6 @@
 import errno
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
@@ -492,7 +491,7 @@ def test_remade_bridge_gets_its_ports_back() -> None:
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
-def test_ten_thousand_peers_are_a_matter_of_a_second_and_one_more_of_milliseconds() -> None:
+def test_ten_thousand_peers_are_all_there_and_one_more_is_one_change() -> None:
     macs = [MAC(f"02:42:0a:01:{i >> 8:02x}:{i & 255:02x}") for i in range(10_000)]
     plan = replace(
         overlay(),
@@ -506,12 +505,15 @@ def test_ten_thousand_peers_are_a_matter_of_a_second_and_one_more_of_millisecond
         ),
     )
     applier = Applier()
-    started = time.process_time()
     assert applier.ensure(plan).failed == ()
-    assert time.process_time() - started < 2  # 0.4 on a quiet machine
     assert sh(f"bridge -n {OVERLAY} fdb show dev vxlan0 | grep -c dst").strip() == "10000"
     assert sh(f"ip -n {OVERLAY} neigh show nud permanent | wc -l").strip() == "20000"
     more = replace(plan, fdb=plan.fdb | overlay().fdb)
-    started = time.process_time()
     assert applier.ensure(more).changed == 1
-    assert time.process_time() - started < 0.2  # 0.001 on a quiet machine
+
+
+def test_peer_that_goes_is_forgotten_by_the_bridge_too(applier: Applier) -> None:
+    applier.ensure(overlay())
+    sh(f"bridge -n {OVERLAY} fdb replace {PEER} dev vxlan0 master dynamic")
+    applier.ensure(replace(overlay(), fdb=frozenset()))
+    assert PEER not in sh(f"bridge -n {OVERLAY} fdb show")
