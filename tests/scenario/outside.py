@@ -401,11 +401,19 @@ def kernels(lab: Lab) -> dict[str, Any]:
     return {node.name: kernel(node) for node in lab.nodes}
 
 
-def elements(node: Machine, namespace: str, name: str, *, kind: str = "map", family: str = "inet") -> list[Any]:
-    """The elements of a set or map of our table."""
-    listed = as_json(node, namespace, "nft", "-j", "list", kind, family, TABLE, name)["nftables"]
-    found: list[Any] = next(item[kind] for item in listed if kind in item).get("elem", [])
-    return found
+_IDENTITIES = """
+for space in "" $(ip netns | cut -d' ' -f1); do
+    in="${space:+ip netns exec $space}"
+    echo "== $space $([ -z "$space" ] || stat --dereference --format %i /run/netns/$space)"
+    $in ip -o link | cut -d' ' -f1,2
+    $in nft -a -s list ruleset
+done
+"""
+
+
+def identities(lab: Lab) -> dict[str, str]:
+    """Numbers that tell whether anything was removed and made again: of namespaces, links, tables and rules."""
+    return {node.name: node.exec("bash", "-c", _IDENTITIES).stdout for node in lab.nodes}
 
 
 def backends(node: Machine) -> dict[tuple[str, int, int], list[str]]:

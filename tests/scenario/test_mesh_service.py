@@ -1,6 +1,8 @@
 """The classic scenario: a published service, asked from everywhere, scaled up, down and removed."""
 
+import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -20,6 +22,7 @@ from outside import (
     kernels,
     places,
     start_service,
+    tasks_of,
     udp,
 )
 
@@ -81,6 +84,29 @@ def _assert_no_tasks(lab: Lab) -> None:
 
 def _assert_equal(now: dict[str, object], before: dict[str, object]) -> None:
     assert now == before
+
+
+def test_task_that_leaves_serves_until_the_slowest_node_sends_elsewhere(lab: Lab) -> None:
+    """A node whose agent hangs goes on sending connections to the old task: it must not be stopped before."""
+    start_service(lab, "--constraint", "node.hostname!=n3", replicas=2)
+    slow = lab.node("n3")
+    daemon = slow.daemon()
+    assert daemon is not None
+    with Trickle(lab.client, [str(slow.spec.v4.ip), str(slow.spec.v6.ip)]) as trickle:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            cli(lab.nodes[0], "hivemesh", "service", "scale", "--detach", f"{SERVICE}=1")
+            time.sleep(1.0)
+            assert {task.state for task in tasks_of(lab, SERVICE)} == {"running"}, "it waits for the slow node"
+            hung = time.monotonic()
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)
+        (left,) = await_tasks(lab, SERVICE, 1)
+        over = time.monotonic()
+        time.sleep(0.2)
+    assert trickle.failed == []
+    assert len({attempt.host for attempt in trickle.tries if attempt.began < hung}) == 2
+    assert set(trickle.hosts(since=over)) == {left.host}
 
 
 def test_udp_service_sees_every_client_and_answers_from_the_asked_address(lab: Lab) -> None:

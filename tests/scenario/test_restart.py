@@ -13,6 +13,7 @@ from outside import (
     curl,
     drift,
     eventually,
+    identities,
     kernel,
     kernels,
     run_cli,
@@ -31,9 +32,10 @@ FreshLab = Callable[[LabSettings], Lab]
 @pytest.mark.parametrize("name", ["n1", "n2", "n3"])
 def test_killed_daemon_is_missed_by_nobody(lab: Lab, name: str) -> None:
     start_service(lab, replicas=3)
-    before, held = kernels(lab), [containers(node) for node in lab.nodes]
+    before, same, held = kernels(lab), identities(lab), [containers(node) for node in lab.nodes]
     tables = lab.nodes[0].api("GET", "/services")
-    with Trickle.to_all(lab) as trickle:
+    spec = lab.node(name).spec
+    with Trickle(lab.client, [str(spec.v4.ip), str(spec.v6.ip)]) as trickle:
         time.sleep(0.1)
         lab.node(name).kill_daemon()
         time.sleep(0.3)
@@ -45,6 +47,7 @@ def test_killed_daemon_is_missed_by_nobody(lab: Lab, name: str) -> None:
     assert trickle.failed == []
     assert len(trickle.tries) > 100
     assert kernels(lab) == before
+    assert identities(lab) == same, "nothing was made anew"
     assert [containers(node) for node in lab.nodes] == held, "the same containers with the same processes"
     assert lab.nodes[0].api("GET", "/services") == tables
     assert len(await_tasks(lab, "web_ingress_lb", 3)) == 3
@@ -80,7 +83,7 @@ def test_what_changed_while_a_daemon_was_dead_is_caught_up(lab: Lab) -> None:
 
 def test_daemons_of_all_nodes_are_killed_at_once_and_the_mesh_serves_on(lab: Lab) -> None:
     start_service(lab, replicas=3)
-    before, held = kernels(lab), [containers(node) for node in lab.nodes]
+    before, same, held = kernels(lab), identities(lab), [containers(node) for node in lab.nodes]
     with Trickle.to_all(lab) as trickle:
         for node in lab.nodes:
             node.kill_daemon()
@@ -91,6 +94,7 @@ def test_daemons_of_all_nodes_are_killed_at_once_and_the_mesh_serves_on(lab: Lab
         eventually(lambda: _assert_no_drift(lab))
     assert trickle.failed == []
     assert kernels(lab) == before
+    assert identities(lab) == same
     assert [containers(node) for node in lab.nodes] == held
 
 
