@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from outside import (
     PORT,
+    SERVICE,
     as_json,
     cli,
     curl,
@@ -129,6 +130,14 @@ def test_two_tasks_reach_each_other_over_a_user_network_and_no_further(lab: Lab)
     (idle,) = {node.name for node in lab.nodes} - {one.node, two.node}
     assert {name: len(found) for name, found in spaces.items()} == {one.node: 2, two.node: 2, idle: 1}
 
+    cli(first, "hivemesh", "service", "rm", SERVICE)
+    eventually(lambda: _assert_only_ingress(lab))
+
+
+def _assert_only_ingress(lab: Lab) -> None:
+    for node in lab.nodes:
+        assert len([name for name in namespaces(node) if name.startswith("1-")]) == 1
+
 
 def test_published_port_becomes_the_target_port_in_the_tasks_own_namespace(lab: Lab) -> None:
     (task,) = start_service(lab, "--publish", "8053:80/udp", replicas=1)
@@ -142,8 +151,7 @@ def test_published_port_becomes_the_target_port_in_the_tasks_own_namespace(lab: 
 
 def test_nodes_without_a_task_have_no_network_of_users(lab: Lab) -> None:
     cli(lab.nodes[0], "hivemesh", "network", "create", "--driver", "overlay", "lonely")
-    for node in lab.nodes:
-        assert len([name for name in namespaces(node) if name.startswith("1-")]) == 1
+    _assert_only_ingress(lab)
 
 
 def test_new_ingress_network_with_another_subnet_carries_the_mesh(lab: Lab) -> None:

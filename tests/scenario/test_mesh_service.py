@@ -19,7 +19,9 @@ from outside import (
     containers,
     curl,
     eventually,
+    inside,
     kernels,
+    parse_answer,
     places,
     start_service,
     tasks_of,
@@ -166,6 +168,17 @@ def test_one_client_port_through_all_nodes_is_that_many_connections(lab: Lab, ve
     own = str(lab.client.spec.v4.ip) if version == 4 else f"[{lab.client.spec.v6.ip}]"
     asked = lab.client.exec(sys.executable, "-S", "-c", _SAME_PORT, str(PORT), own, *targets)
     assert asked.stdout == "all answered\n"
+
+
+def test_container_that_asks_appears_as_its_node(lab: Lab) -> None:
+    """It has an address on its node's gateway bridge only, which means nothing elsewhere."""
+    one, two = start_service(lab, replicas=2)
+    home = lab.node(one.node)
+    for asked, seen in ((home.spec.v4.ip, str(home.spec.v4.ip)), (home.spec.v6.ip, str(home.spec.v6.ip))):
+        url = f"http://{f'[{asked}]' if asked.version == 6 else asked}:{PORT}/"
+        answers = [parse_answer(inside(home, one.id[:12], "curl", "-s", "-g", "-m", "3", url)) for _ in range(2)]
+        assert {answer.host for answer in answers} == {one.host, two.host}
+        assert {answer.client for answer in answers} == {seen}
 
 
 def test_host_mode_port_is_the_tasks_nodes_alone(lab: Lab) -> None:
