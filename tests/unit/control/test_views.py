@@ -151,6 +151,15 @@ def test_network_of_a_task_comes_and_goes_with_it() -> None:
     assert "task/t1" in view  # until the reaper takes it
 
 
+def test_address_that_a_node_only_reserves_is_nobodys_peer() -> None:
+    """A node has an interface of its own on ingress alone; on user networks its address leads nowhere."""
+    second = node(2, attachments=(attachment(INGRESS, 5002, "n2"), attachment(OTHER, 5002, "n2")))
+    made = store(node(1), second, task(1, 1, attachments=(attachment(OTHER, 1, "t1"),)))
+    view = derive(made.view, NodeID("n1"))
+    assert f"network/{OTHER}" in view
+    assert {key for key in view if key.startswith("peer/")} == {f"peer/{INGRESS}/{INGRESS}-n2"}
+
+
 def test_only_serving_tasks_are_backends_in_the_order_of_their_slots() -> None:
     made = store(
         node(1),
