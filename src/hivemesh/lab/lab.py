@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hivemesh.kernel.netns import call_inside
 from hivemesh.lab import http
 from hivemesh.lab.image import build_image, build_program, store_lock
 from hivemesh.lab.machine import LabError, Machine, all_processes
@@ -175,6 +176,8 @@ class Lab:
         ]
         lines += [f"link set {machine.name} master br0 up" for machine in self.machines]
         ip_batch(lines, self.topology.underlay)
+        # A switch knows nothing of the machine's packet filters (the settings are there once br_netfilter is).
+        call_inside(self.topology.underlay, _let_bridges_be)
         for machine in self.machines:
             spec = machine.spec
             lines = ["link set eth0 up", f"addr add {spec.v4} dev eth0", f"addr add {spec.v6} dev eth0 nodad"]
@@ -282,6 +285,12 @@ class Lab:
         for log in logs:
             shutil.copy(log, kept / f"{log.parent.name}.log")
         return kept
+
+
+def _let_bridges_be() -> None:
+    for name in ("iptables", "ip6tables", "arptables"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("0")
 
 
 def machine_marks(lab: str) -> list[str]:
