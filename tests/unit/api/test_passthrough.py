@@ -104,7 +104,9 @@ async def test_errors_come_in_the_engines_words(api: Served) -> None:
     status, _, answer = await api.http("GET", "/v1.51/containers/nosuch/json")
     assert status == 404
     assert "no such container" in answer["message"]
-    assert "No such container: nosuch" in await api.docker_error("exec", "nosuch", "ls")
+    refused = await api.docker_error("exec", "nosuch", "ls")  # older clients have words of their own for a 404
+    assert "nosuch" in refused
+    assert "no such container" in refused.lower()
 
 
 async def test_engines_networks_stand_beside_the_swarms(api: Served) -> None:
