@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import tarfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from hivemesh.engine.api import ContainerRequest, Engine, EngineError, ImageNotFound
-from hivemesh.engine.host import containers_conf, host_needs
 from hivemesh.engine.podman import PodmanEngine
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.engine.service import PodmanService
 from hivemesh.model.service import ContainerSpec, Resources
+from private_podman import BUSYBOX, private_podman
 
 IMAGE = "localhost/contract:latest"
-BUSYBOX = "/bin/busybox"
 TASK_LABEL = "com.docker.swarm.task.id"
 
 
@@ -48,28 +46,10 @@ class Bed:
 
 
 @pytest.fixture(scope="session")
-def podman_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Storage of our own with one image: static busybox."""
-    root = tmp_path_factory.mktemp("podman")
-    (root / "storage.conf").write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
-    )
-    variables = {"CONTAINERS_STORAGE_CONF": str(root / "storage.conf")}
-    conf = containers_conf(host_needs(), root)
-    if conf:
-        variables["CONTAINERS_CONF"] = str(conf)
-    with tarfile.open(root / "image.tar", "w") as image:
-        image.add(BUSYBOX, "bin/busybox")
-        for tool in ("sh", "sleep", "cat", "hostname"):
-            link = tarfile.TarInfo(f"bin/{tool}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            image.addfile(link)
-    command = ["podman", "import", "--quiet", "--change", 'ENTRYPOINT ["/bin/busybox"]', str(root / "image.tar"), IMAGE]
-    environment = {**os.environ, **variables}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    yield variables
-    subprocess.run(["podman", "rm", "--all", "--force", "--time", "0"], env=environment, capture_output=True)
-    subprocess.run(["umount", str(root / "graph" / "overlay")], capture_output=True)
+def podman_files() -> Iterator[dict[str, str]]:
+    changes = ['ENTRYPOINT ["/bin/busybox"]']
+    with private_podman(IMAGE, ("sh", "sleep", "cat", "hostname"), changes) as variables:
+        yield variables
 
 
 @pytest.fixture

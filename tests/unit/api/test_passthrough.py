@@ -1,10 +1,7 @@
 """Containers and images are the engine's: the docker CLI reaches Podman through our API, streams and all."""
 
 import asyncio
-import os
 import shutil
-import subprocess
-import tarfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +9,8 @@ from pathlib import Path
 import pytest
 from api_harness import Served, manager_api
 
-from hivemesh.engine.host import containers_conf, host_needs
 from hivemesh.engine.service import PodmanService
+from private_podman import private_podman
 
 pytestmark = pytest.mark.skipif(shutil.which("docker") is None, reason="there is no docker command here")
 
@@ -22,28 +19,9 @@ RUN = ("run", "--rm", "--network", "none")
 
 
 @pytest.fixture(scope="module")
-def podman_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Podman storage of our own, with one image made of static busybox."""
-    root = tmp_path_factory.mktemp("podman")
-    (root / "storage.conf").write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
-    )
-    variables = {"CONTAINERS_STORAGE_CONF": str(root / "storage.conf")}
-    conf = containers_conf(host_needs(), root)
-    if conf:
-        variables["CONTAINERS_CONF"] = str(conf)
-    with tarfile.open(root / "image.tar", "w") as image:
-        image.add("/bin/busybox", "bin/busybox")
-        for tool in ("sh", "sleep", "cat", "echo", "wc"):
-            link = tarfile.TarInfo(f"bin/{tool}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            image.addfile(link)
-    environment = {**os.environ, **variables}
-    command = ["podman", "import", "--quiet", str(root / "image.tar"), IMAGE]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    yield variables
-    subprocess.run(["podman", "rm", "--all", "--force", "--time", "0"], env=environment, capture_output=True)
-    subprocess.run(["umount", str(root / "graph" / "overlay")], capture_output=True)
+def podman_files() -> Iterator[dict[str, str]]:
+    with private_podman(IMAGE, ("sh", "sleep", "cat", "echo", "wc")) as variables:
+        yield variables
 
 
 @asynccontextmanager
