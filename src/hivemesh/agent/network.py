@@ -205,7 +205,11 @@ class NodeNetwork:
             self._planner.forget(namespace)
             self._applied.pop(namespace, None)
             self._failures.pop(namespace, None)
-            await self._in_thread(self._kernel.remove, namespace)
+            try:
+                await self._in_thread(self._kernel.remove, namespace)
+            except (HivemeshError, OSError) as error:
+                self._note(namespace, (str(error),))
+                self._sweep_due = True  # tried again with the back-off of whatever failed
         self._locks.pop(namespace, None)
 
     async def _forget_connections(self, view: ViewParts) -> None:
@@ -387,7 +391,8 @@ class NodeNetwork:
     def _rebuilt(self, namespace: str) -> None:
         """A whole namespace had been removed: its neighbours' links went with it, and the task in it is cut off."""
         self._monitor.remove(namespace)
-        self._monitor.add(namespace)
+        with contextlib.suppress(FileNotFoundError):  # gone again
+            self._monitor.add(namespace)
         for task in self._sandboxes:
             if sandbox_namespace(task) == namespace:
                 self._on_lost(task)

@@ -142,29 +142,36 @@ class Applier:
         return suspects
 
     def _suspect_link(self, namespace: str, name: str) -> set[str]:
-        """A link is on its way from one state to another in several events: what counts is how it is now."""
+        """A link is on its way from one state to another in several events: what counts is how it is now.
+
+        Under the lock: a door opened while the namespace is being removed would keep it alive.
+        """
         owner = self._owner(namespace, name)
-        if owner is None:
-            held = self._of(namespace)
-            link = self._linux.door(namespace).link(name) if self._linux.exists(namespace) else None
-            if link is None or held.plan is None:
-                return set()
-            if not is_left_over(held.plan, link) and not list(loopback(held.plan, {name: link})):
-                return set()
-            held.doubt(frozenset({LINK}))
-            return {namespace}
-        held, wanted = owner
-        assert held.plan is not None
-        door = self._linux.door(held.namespace)
-        names = {wanted.name, wanted.master} if isinstance(wanted, Vxlan) else {wanted.name}
-        seen = {name: link for name in names if (link := door.link(name)) is not None}
-        if list(compare(held.plan, [wanted], seen, self._plumber.outer())):
-            held.doubt(frozenset({LINK}))
-            return {held.namespace}
-        if seen[wanted.name].index != held.indices.get(wanted.name):
-            held.doubt()
-            return {held.namespace}
-        return set()
+        held = owner[0] if owner is not None else self._held.get(namespace)
+        if held is None:
+            return set()
+        with held.lock:
+            if held.plan is None or not self._linux.exists(held.namespace):
+                return set() if owner is None else {held.namespace}
+            door = self._linux.door(held.namespace)
+            if owner is None:
+                link = door.link(name)
+                if link is None:
+                    return set()
+                if not is_left_over(held.plan, link) and not list(loopback(held.plan, {name: link})):
+                    return set()
+                held.doubt(frozenset({LINK}))
+                return {namespace}
+            wanted = owner[1]
+            names = {wanted.name, wanted.master} if isinstance(wanted, Vxlan) else {wanted.name}
+            seen = {name: link for name in names if (link := door.link(name)) is not None}
+            if list(compare(held.plan, [wanted], seen, self._plumber.outer())):
+                held.doubt(frozenset({LINK}))
+                return {held.namespace}
+            if seen[wanted.name].index != held.indices.get(wanted.name):
+                held.doubt()
+                return {held.namespace}
+            return set()
 
     def _owner(self, namespace: str, name: str) -> tuple[Held, Link] | None:
         """Whose plan a link belongs to, as its near or its far end."""

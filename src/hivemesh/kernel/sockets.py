@@ -1,6 +1,7 @@
 """Netlink sockets that live in a namespace of our choice, and the register that tells our changes from others'."""
 
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -36,7 +37,10 @@ def open_netlink(namespace: str, protocol: int) -> socket.socket:
             handle = os.open(f"{NETNS_DIR}/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if _libc.setns(handle, _CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), f"cannot enter namespace {namespace}")
+                    code = ctypes.get_errno()
+                    if code == errno.EINVAL:  # an empty file: its namespace is just being pinned or removed
+                        code = errno.ENOENT
+                    raise OSError(code, f"cannot enter namespace {namespace}")
             finally:
                 os.close(handle)
             made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
