@@ -78,4 +78,5 @@ def main() -> None:
     ours()
 
 
-main()
+if __name__ == "__main__":
+    main()
