@@ -6,8 +6,6 @@ from pathlib import Path
 DATA_DIR = Path("/var/lib/hivemesh")
 RUN_DIR = Path("/run/hivemesh")
 SOCKET_NAME = "docker.sock"
-SOCKET_MODE = 0o660
-"""Docker's: the owner and the group may speak to the engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

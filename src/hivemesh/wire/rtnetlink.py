@@ -453,10 +453,6 @@ def fdb_question(index: int) -> bytes:
     return pack(GETNEIGH, DUMP, 1, _NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))
 
 
-def neighbor_family(body: bytes) -> int:
-    return body[0]
-
-
 def parse_neighbor(body: bytes) -> NeighborSeen:
     """The body of a NEWNEIGH or DELNEIGH of an IP family."""
     _, index, state, _, _ = _NDMSG.unpack_from(body)
