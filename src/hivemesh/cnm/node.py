@@ -19,7 +19,16 @@ from hivemesh.model.cluster import DEFAULT_DATA_PATH_PORT
 from hivemesh.model.ids import NetworkID, TaskID
 from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Task
-from hivemesh.wire.control import NetworkItem, NodeItem, PeerItem, PublishItem, TaskItem, View
+from hivemesh.wire.control import (
+    EndpointItem,
+    NetworkItem,
+    NodeItem,
+    PeerItem,
+    PublishItem,
+    ServiceItem,
+    TaskItem,
+    View,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +41,7 @@ class Sandbox:
     ports: tuple[PortConfig, ...] = ()  # published in host mode, with real numbers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ViewParts:
     """A view by kind of item."""
 
@@ -40,6 +49,8 @@ class ViewParts:
     networks: Mapping[NetworkID, NetworkItem]
     peers: Mapping[NetworkID, tuple[PeerItem, ...]]
     publishes: tuple[PublishItem, ...]
+    services: Mapping[NetworkID, tuple[ServiceItem, ...]]
+    endpoints: Mapping[NetworkID, tuple[EndpointItem, ...]]
     tasks: Mapping[TaskID, TaskItem]
 
 
@@ -48,6 +59,8 @@ def parts_of(view: View) -> ViewParts:
     networks: dict[NetworkID, NetworkItem] = {}
     peers: dict[NetworkID, list[PeerItem]] = {}
     publishes: list[PublishItem] = []
+    services: dict[NetworkID, list[ServiceItem]] = {}
+    endpoints: dict[NetworkID, list[EndpointItem]] = {}
     tasks: dict[TaskID, TaskItem] = {}
     for item in view.values():
         match item:
@@ -55,6 +68,10 @@ def parts_of(view: View) -> ViewParts:
                 peers.setdefault(item.network, []).append(item)
             case PublishItem():
                 publishes.append(item)
+            case ServiceItem():
+                services.setdefault(item.network, []).append(item)
+            case EndpointItem():
+                endpoints.setdefault(item.network, []).append(item)
             case TaskItem():
                 tasks[item.task.id] = item
             case NodeItem():
@@ -62,7 +79,13 @@ def parts_of(view: View) -> ViewParts:
             case NetworkItem():
                 networks[item.id] = item
     return ViewParts(
-        tuple(vteps), networks, {network: tuple(found) for network, found in peers.items()}, tuple(publishes), tasks
+        vteps=tuple(vteps),
+        networks=networks,
+        peers={network: tuple(found) for network, found in peers.items()},
+        publishes=tuple(publishes),
+        services={network: tuple(found) for network, found in services.items()},
+        endpoints={network: tuple(found) for network, found in endpoints.items()},
+        tasks=tasks,
     )
 
 

@@ -41,6 +41,27 @@ class Mount(Spec, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class DNSConfig(Spec, frozen=True, kw_only=True):
+    """What a container's own resolver settings change; empty: as on the node."""
+
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class HealthConfig(Spec, frozen=True, kw_only=True):
+    """How to find out whether a container is healthy. `test` is `()` (as the image says), `("NONE",)`,
+    `("CMD", argument, ...)` or `("CMD-SHELL", line)`; a duration or count of 0 means Docker's default.
+    """
+
+    test: tuple[str, ...] = ()
+    interval: Nanoseconds = 0
+    timeout: Nanoseconds = 0
+    start_period: Nanoseconds = 0
+    start_interval: Nanoseconds = 0
+    retries: int = 0
+
+
 class ContainerSpec(Spec, frozen=True, kw_only=True):
     """What to run. Fields hivemesh does not know are refused by name at the API's edge, never dropped."""
 
@@ -60,6 +81,8 @@ class ContainerSpec(Spec, frozen=True, kw_only=True):
     stop_grace_period: Nanoseconds = 10_000_000_000
     mounts: tuple[Mount, ...] = ()
     hosts: tuple[str, ...] = ()
+    dns_config: DNSConfig | None = msgspec.field(default=None, name="DNSConfig")
+    healthcheck: HealthConfig | None = None
     init: bool | None = None
     isolation: str = ""
     capability_add: tuple[str, ...] = ()
@@ -146,6 +169,18 @@ class ServiceSpec(Spec, frozen=True, kw_only=True):
     def replicas(self) -> int:
         """The copies wanted."""
         return self.mode.replicated.replicas if self.mode.replicated else 1
+
+
+Scheduler = Literal["rr", "source", "maglev", "lc"]
+"""How connections are spread over backends, weights respected: in turn; by the client's address; by a consistent hash
+of the client's address; to the backend with the fewest connections (IPVS only)."""
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """How a service is balanced: its labels, read. An empty engine means: the node's own choice."""
+
+    scheduler: Scheduler = "rr"
+    engine: Literal["", "nftables", "ipvs"] = ""
 
 
 class VIP(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,6 +73,12 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()  # copied from the service's allocated ports
     attachments: tuple[Attachment, ...] = ()  # ingress first, then as the spec lists them
     start_after: float = 0.0  # unix seconds; a restarted slot waits for its delay
+    container: str = ""  # of an attachment: the name of the plain container that joins the networks of `spec`
+
+    @property
+    def attached(self) -> bool:
+        """Nobody's replica: the place of a plain container (`docker run --network`) on swarm networks."""
+        return bool(self.container)
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from hivemesh.model.addr import MAC, VNI, Address, Interface
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
 from hivemesh.model.node import NodeDescription
+from hivemesh.model.service import Balance
 from hivemesh.model.task import Attachment, Task, TaskStatus
 
 
@@ -50,10 +51,15 @@ class PeerItem(Item, frozen=True, kw_only=True, tag="peer"):
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """One task behind a published port: its ingress addresses, one per family."""
+    """One task that serves now: its addresses on the network in question, one per family.
+
+    `names` are those it answers to there, the primary one (`web.1.<task id>`) first; published ports need none.
+    """
 
     task: TaskID
     addresses: tuple[Address, ...]
+    weight: int = 1  # 0: no new connections
+    names: tuple[str, ...] = ()
 
 
 class PublishItem(Item, frozen=True, kw_only=True, tag="publish"):
@@ -64,6 +70,31 @@ class PublishItem(Item, frozen=True, kw_only=True, tag="publish"):
     protocol: str
     port: int
     backends: tuple[Backend, ...]
+    balance: Balance = Balance()
+
+
+class ServiceItem(Item, frozen=True, kw_only=True, tag="service"):
+    """A service on a network this node takes part in (never ingress). Key `service/<network>/<service>`.
+
+    Without `vips` (one per family the network has) its names answer with all backends: `dnsrr`.
+    """
+
+    network: NetworkID
+    service: ServiceID
+    name: str
+    aliases: tuple[str, ...] = ()  # on this network
+    vips: tuple[Address, ...] = ()
+    balance: Balance = Balance()
+    backends: tuple[Backend, ...] = ()
+
+
+class EndpointItem(Item, frozen=True, kw_only=True, tag="endpoint"):
+    """A container that was attached to a network by hand and has names there. Key `endpoint/<network>/<endpoint>`."""
+
+    network: NetworkID
+    endpoint: EndpointID
+    names: tuple[str, ...]  # the primary one first
+    addresses: tuple[Address, ...]
 
 
 class TaskItem(Item, frozen=True, kw_only=True, tag="task"):
@@ -77,7 +108,7 @@ class TaskItem(Item, frozen=True, kw_only=True, tag="task"):
     released: bool = False
 
 
-AnyItem = NodeItem | NetworkItem | PeerItem | PublishItem | TaskItem
+AnyItem = NodeItem | NetworkItem | PeerItem | PublishItem | ServiceItem | EndpointItem | TaskItem
 View = dict[str, AnyItem]
 
 
@@ -92,6 +123,10 @@ def key_of(item: AnyItem) -> str:
             return f"peer/{item.network}/{item.endpoint}"
         case PublishItem():
             return f"publish/{item.protocol}/{item.port}"
+        case ServiceItem():
+            return f"service/{item.network}/{item.service}"
+        case EndpointItem():
+            return f"endpoint/{item.network}/{item.endpoint}"
         case TaskItem():
             return f"task/{item.task.id}"
 

@@ -105,8 +105,6 @@ async def test_everything_the_cli_can_say_about_a_container_arrives() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--health-cmd", "true"), "TaskTemplate.ContainerSpec.Healthcheck is not supported"),
-        (("--dns", "192.0.2.1"), "TaskTemplate.ContainerSpec.DNSConfig is not supported"),
         (("--secret", "s"), "secret not found: s"),
         (("--mode", "global"), "service mode global is not supported yet"),
         (("--placement-pref", "spread=node.labels.x"), "TaskTemplate.Placement.Preferences is not supported"),

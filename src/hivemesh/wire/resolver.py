@@ -1,0 +1,74 @@
+"""Frames between the daemon and `hivemesh-resolver`, MessagePack with a length before each, over a unix socket.
+
+The daemon sends what there is, piece by piece, and `Sync` with a number; the resolver answers `Synced` with the same
+number once every question from then on is answered accordingly. Both directions may carry sockets (SCM_RIGHTS).
+"""
+
+import msgspec
+
+from hivemesh.model.addr import Address
+from hivemesh.model.ids import NetworkID
+
+RESOLVER_ADDRESS = "127.0.0.11"
+"""Where containers ask (Docker's number)."""
+RESOLVER_PORT = 53053
+"""Where the resolver really listens in each sandbox; rules in the sandbox turn port 53 of its address into this one, so
+that a name server in a container can have port 53 for itself. Outgoing connections never get a port that is bound."""
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """One message."""
+
+
+class Names(Frame, frozen=True, kw_only=True, tag="names"):
+    """All names of one network, replacing what was known of it. Names are in lower case, without a final dot."""
+
+    network: NetworkID
+    name: str  # the network's own: `web.mynet` asks for `web` here only
+    addresses: dict[str, tuple[Address, ...]]
+    reverse: dict[Address, str]  # the primary name, without the network
+
+
+class Sandbox(Frame, frozen=True, kw_only=True, tag="sandbox"):
+    """A sandbox that asks, replacing what was known of it."""
+
+    id: str
+    netns: str  # path of its namespace
+    networks: tuple[NetworkID, ...]  # in the order in which they are looked at
+    nameservers: tuple[Address, ...] = ()  # the container's own, asked from inside its namespace; none: the node's
+    forward: bool = True  # False when all its networks are internal: questions never leave
+    ndots: bool = False  # the user set ndots > 0: an unknown name of one label is not forwarded (Docker)
+
+
+class Forget(Frame, frozen=True, kw_only=True, tag="forget"):
+    """Networks and sandboxes that are gone; the sockets of these sandboxes are closed before the next `Synced`."""
+
+    networks: tuple[NetworkID, ...] = ()
+    sandboxes: tuple[str, ...] = ()
+
+
+class Sync(Frame, frozen=True, kw_only=True, tag="sync"):
+    """Everything up to here. `whole`: this connection has sent all there is; what it did not name is forgotten."""
+
+    number: int
+    whole: bool = False
+
+
+ToResolver = Names | Sandbox | Forget | Sync
+
+
+class Greeting(Frame, frozen=True, kw_only=True, tag="greeting"):
+    """The resolver's first word. A daemon of another version replaces it without losing a question."""
+
+    version: str
+    pid: int
+
+
+class Synced(Frame, frozen=True, kw_only=True, tag="synced"):
+    """`failed` names the sandboxes that cannot ask, each with why."""
+
+    number: int
+    failed: dict[str, str] = {}
+
+
+FromResolver = Greeting | Synced
