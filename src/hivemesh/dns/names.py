@@ -1,0 +1,53 @@
+"""Pure: the services and attached containers of one network, as the table of its names."""
+
+from collections.abc import Iterable
+
+from hivemesh.model.addr import Address
+from hivemesh.wire.control import EndpointItem, NetworkItem, ServiceItem
+from hivemesh.wire.resolver import Names
+
+
+def names_of(network: NetworkItem, services: Iterable[ServiceItem], endpoints: Iterable[EndpointItem]) -> Names:
+    """What `network` answers; items of other networks are left out, and an ingress network has no names (Docker).
+
+    A service's name and aliases lead to its VIPs, or to all backends when it has none; `tasks.<name>` always to the
+    backends. A service without backends has no names: they go with the last one, as Docker's do. Names that several
+    services or containers share have the addresses of all of them. Equal items give an equal table, in whatever order
+    they come.
+    """
+    found: dict[str, dict[Address, None]] = {}  # inner dictionaries are ordered sets
+    reverse: dict[Address, str] = {}
+
+    def add(name: str, addresses: Iterable[Address]) -> None:
+        if name := _folded(name):
+            found.setdefault(name, {}).update(dict.fromkeys(addresses))
+
+    def add_member(names: tuple[str, ...], addresses: tuple[Address, ...]) -> None:
+        for name in names:
+            add(name, addresses)
+        if names and (primary := names[0].rstrip(".")):
+            reverse.update(dict.fromkeys(addresses, primary))
+
+    if not network.ingress:
+        for service in sorted((s for s in services if s.network == network.id), key=lambda s: s.service):
+            backends = [a for backend in service.backends for a in backend.addresses]
+            if not backends:
+                continue
+            for name in dict.fromkeys((service.name, *service.aliases)):
+                add(name, service.vips or backends)
+                add(f"tasks.{name}", backends)
+            for backend in service.backends:
+                add_member(backend.names, backend.addresses)
+        for endpoint in sorted((e for e in endpoints if e.network == network.id), key=lambda e: e.endpoint):
+            add_member(endpoint.names, endpoint.addresses)
+    return Names(
+        network=network.id,
+        name=_folded(network.name),
+        addresses={name: tuple(addresses) for name, addresses in sorted(found.items())},
+        reverse=reverse,
+    )
+
+
+def _folded(name: str) -> str:
+    """Lower case as DNS compares, without a final dot."""
+    return name.rstrip(".").lower()
