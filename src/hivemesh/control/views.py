@@ -8,9 +8,8 @@ with 50 nodes and 1000 tasks on one network, each of the 50 views has 1000 peers
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
 
-from hivemesh.model.addr import Address, address_of
+from hivemesh.control.serving import Group, Serving, same, weights_of
 from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network
@@ -20,19 +19,14 @@ from hivemesh.model.task import Attachment, Task, TaskState
 from hivemesh.store.tables import View as Store
 from hivemesh.wire.control import (
     AnyItem,
-    Backend,
     NetworkItem,
     NodeItem,
     PeerItem,
-    PublishItem,
     TaskItem,
     View,
     key_of,
 )
 
-K = TypeVar("K")
-V = TypeVar("V")
-Group = Mapping[str, AnyItem]
 Peers = Mapping[NetworkID, Mapping[NodeID, Group]]
 EMPTY: Group = {}
 
@@ -47,12 +41,15 @@ class NodeView:
     publishes: Group
     networks: Group
     tasks: Group
-    peers: Peers  # of the networks it takes part in; its own endpoints are among them, and skipped
+    services: Mapping[NetworkID, Group]  # of the networks it takes part in, and so are the next two
+    endpoints: Mapping[NetworkID, Group]
+    peers: Peers  # its own endpoints are among them, and skipped
 
     def items(self) -> Iterable[AnyItem]:
         """Everything, in no particular order."""
         others = (group for by_node in self.peers.values() for node, group in by_node.items() if node != self.node)
-        groups = chain((self.nodes, self.publishes, self.networks, self.tasks), others)
+        names = chain(self.services.values(), self.endpoints.values())
+        groups = chain((self.nodes, self.publishes, self.networks, self.tasks), names, others)
         return chain.from_iterable(group.values() for group in groups)
 
     def flat(self) -> View:
@@ -71,6 +68,9 @@ def difference(old: NodeView, new: NodeView) -> tuple[list[AnyItem], list[str]]:
         (old.tasks, new.tasks),
     ):
         _compare(before, after, changed, removed)
+    for had, has in ((old.services, new.services), (old.endpoints, new.endpoints)):
+        for network in had.keys() | has.keys():
+            _compare(had.get(network, EMPTY), has.get(network, EMPTY), changed, removed)
     for network in old.peers.keys() | new.peers.keys():
         was, now = old.peers.get(network, {}), new.peers.get(network, {})
         if was is not now:
@@ -103,15 +103,6 @@ class _Part:
     joined: frozenset[NetworkID]  # networks of tasks that are not dead
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """What follows from one service and its serving tasks."""
-
-    service: Service
-    serving: tuple[Task, ...]
-    items: Group
-
-
 class Deriver:
     """Derives views from the store, keeping what did not change since the last call of `update`."""
 
@@ -121,31 +112,34 @@ class Deriver:
         self._networks: dict[NetworkID, Network] = {}
         self._ingress: frozenset[NetworkID] = frozenset()
         self._parts: dict[NodeID, _Part] = {}
-        self._published: dict[ServiceID, _Published] = {}
+        self._serving = Serving()
         self._nodes: Group = {}
-        self._publishes: Group = {}
         self._peers: dict[NetworkID, Mapping[NodeID, Group]] = {}
         self._own: dict[NodeID, tuple[_Part, Group]] = {}
 
     def update(self, store: Store) -> None:
         """Take over what the store holds now."""
         networks = {n.id: n for n in store.all(Network) if n.vni is not None and n.subnets}
-        if store.cluster is not self._cluster or not _same(networks, self._networks):
-            self._own, self._published = {}, {}
+        if store.cluster is not self._cluster or not same(networks, self._networks):
+            self._own = {}
         self._revision, self._cluster, self._networks = store.revision, store.cluster, networks
         ingress = frozenset(n.id for n in networks.values() if n.spec.ingress)
         if ingress != self._ingress:
             self._ingress, self._parts = ingress, {}
         on_node: dict[NodeID, list[Task]] = {}
         of_service: dict[ServiceID, list[Task]] = {}
+        attached: list[Task] = []
         for task in store.all(Task):
             if task.node_id is None or task.status.state < TaskState.ASSIGNED:
                 continue
             on_node.setdefault(task.node_id, []).append(task)
-            if task.serving:
+            if task.serving and task.attached:
+                attached.append(task)
+            elif task.serving:
                 of_service.setdefault(task.service_id, []).append(task)
         self._update_nodes(store, on_node)
-        self._update_publishes(store, of_service)
+        weights = weights_of(store.all(Node))
+        self._serving.update(networks, store.all(Service), of_service, attached, weights)
 
     def of(self, node: NodeID, released: Collection[TaskID] = ()) -> NodeView | None:
         """The view of a node, which may stop the tasks in `released`; None when there is no such node."""
@@ -158,9 +152,11 @@ class Deriver:
             node=node,
             revision=self._revision,
             nodes=self._nodes,
-            publishes=self._publishes,
+            publishes=self._serving.publishes,
             networks=networks,
             tasks=_with_released(part, released),
+            services=_on(part.joined, self._serving.services),
+            endpoints=_on(part.joined, self._serving.endpoints),
             peers={network: self._peers[network] for network in taking if network in self._peers},
         )
 
@@ -177,7 +173,7 @@ class Deriver:
                 item = NodeItem(id=node.id, vtep=node.vtep)
                 nodes[key_of(item)] = item
         self._nodes = nodes if nodes != self._nodes else self._nodes
-        if _same(parts, self._parts):
+        if same(parts, self._parts):
             return
         self._parts = parts
         peers: dict[NetworkID, dict[NodeID, Group]] = {}
@@ -186,50 +182,9 @@ class Deriver:
                 peers.setdefault(network, {})[part.node.id] = group
         before = self._peers
         self._peers = {
-            network: before[network] if network in before and _same(by_node, before[network]) else by_node
+            network: before[network] if network in before and same(by_node, before[network]) else by_node
             for network, by_node in peers.items()
         }
-
-    def _update_publishes(self, store: Store, of_service: Mapping[ServiceID, list[Task]]) -> None:
-        published: dict[ServiceID, _Published] = {}
-        for service in store.all(Service):
-            if not any(port.publish_mode == "ingress" for port in service.ports):
-                continue
-            serving = tuple(sorted(of_service.get(service.id, ()), key=lambda task: (task.slot, task.id)))
-            known = self._published.get(service.id)
-            if known is None or known.service is not service or known.serving != serving:
-                known = _Published(service, serving, self._publish(service, serving))
-            published[service.id] = known
-        self._published = published
-        publishes: dict[str, AnyItem] = {}
-        for entry in published.values():
-            publishes.update(entry.items)
-        self._publishes = publishes if publishes != self._publishes else self._publishes
-
-    def _publish(self, service: Service, serving: Iterable[Task]) -> Group:
-        backends = tuple(
-            Backend(task=task.id, addresses=addresses) for task in serving if (addresses := self._on_ingress(task))
-        )
-        items = [
-            PublishItem(
-                service=service.id,
-                service_name=service.spec.name,
-                protocol=port.protocol,
-                port=port.published_port,
-                backends=backends,
-            )
-            for port in service.ports
-            if port.publish_mode == "ingress" and port.published_port
-        ]
-        return {key_of(item): item for item in items}
-
-    def _on_ingress(self, task: Task) -> tuple[Address, ...]:
-        return tuple(
-            address_of(interface)
-            for attachment in task.attachments
-            if attachment.network_id in self._ingress
-            for interface in attachment.addresses
-        )
 
     def _networks_of(self, part: _Part) -> Group:
         known = self._own.get(part.node.id)
@@ -316,6 +271,5 @@ def _with_released(part: _Part, released: Collection[TaskID]) -> Group:
     return items
 
 
-def _same(a: Mapping[K, V], b: Mapping[K, V]) -> bool:
-    """The very same values under the same keys."""
-    return len(a) == len(b) and all(b.get(key) is value for key, value in a.items())
+def _on(networks: Iterable[NetworkID], groups: Mapping[NetworkID, Group]) -> Mapping[NetworkID, Group]:
+    return {network: groups[network] for network in networks if network in groups}

@@ -15,16 +15,29 @@ from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.ids import ClusterID, EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network, NetworkSpec, Subnet
 from hivemesh.model.node import Node, NodeSpec
-from hivemesh.model.service import PortConfig, Service, ServiceSpec, TaskSpec
+from hivemesh.model.service import (
+    VIP,
+    Balance,
+    ContainerSpec,
+    EndpointSpec,
+    NetworkAttachmentConfig,
+    PortConfig,
+    Service,
+    ServiceSpec,
+    TaskSpec,
+)
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 from hivemesh.store.tables import View as Store
 from hivemesh.wire import codec
 from hivemesh.wire.control import (
+    Backend,
     Delta,
+    EndpointItem,
     FromManager,
     NetworkItem,
     PeerItem,
     PublishItem,
+    ServiceItem,
     Snapshot,
     TaskItem,
     Welcome,
@@ -119,6 +132,47 @@ def service(*ports: int, name: str = "web") -> Service:
     return Service(id=ServiceID(name), spec=ServiceSpec(name=name), ports=configs)
 
 
+def named(name: str = "web", *, mode: str = "vip", aliases: tuple[str, ...] = (), **labels: str) -> Service:
+    """A service on OTHER, which has a VIP unless its mode is dnsrr."""
+    template = TaskSpec(networks=(NetworkAttachmentConfig(target=OTHER, aliases=aliases),))
+    endpoint = EndpointSpec(mode="dnsrr" if mode == "dnsrr" else "vip")
+    vip = VIP(network_id=OTHER, addresses=(ip_interface("10.1.9.9/16"), ip_interface("fd00::99/64")))
+    spec = ServiceSpec(
+        name=name,
+        task_template=template,
+        endpoint_spec=endpoint,
+        labels={f"hivemesh.{key}": value for key, value in labels.items()},
+    )
+    return Service(id=ServiceID(name), spec=spec, vips=(vip,) if mode == "vip" else ())
+
+
+def on_other(number: int, on: int, **fields: Any) -> Task:
+    return task(number, on, **{"attachments": (attachment(OTHER, number, f"t{number}"),), **fields})
+
+
+def container(number: int, on: int, name: str = "c1", *aliases: str) -> Task:
+    """A plain container on OTHER."""
+    return on_other(
+        number,
+        on,
+        service_id=ServiceID(""),
+        service_name="",
+        container=name,
+        spec=TaskSpec(networks=(NetworkAttachmentConfig(target=OTHER, aliases=aliases),)),
+        status=TaskStatus(state=TaskState.RUNNING, container_id="0123456789abcdef" * 4),
+    )
+
+
+def weighted(number: int, weight: str) -> Node:
+    return node(number, spec=NodeSpec(labels={"hivemesh.weight": weight}))
+
+
+def the_service(made: FakeStore, node_id: str = "n1", name: str = "web") -> ServiceItem:
+    item = derive(made.view, NodeID(node_id))[f"service/{OTHER}/{name}"]
+    assert isinstance(item, ServiceItem)
+    return item
+
+
 def store(*values: Any) -> FakeStore:
     made = FakeStore()
     made.put(Cluster(id=ClusterID("c"), spec=SwarmSpec()), network(INGRESS, 0), network(OTHER, 1), *values)
@@ -178,6 +232,94 @@ def test_only_serving_tasks_are_backends_in_the_order_of_their_slots() -> None:
     assert "publish/tcp/8090" not in derive(made.drop(Service, "web"), NodeID("n1"))
 
 
+def test_service_is_named_where_a_task_is_on_its_network() -> None:
+    hostname = TaskSpec(container_spec=ContainerSpec(hostname="box"))
+    status = TaskStatus(state=TaskState.RUNNING, container_id="fedcba9876543210")
+    made = store(node(1), node(2), node(3), named(aliases=("db",)), on_other(2, 2), on_other(3, 1, service_id="other"))
+    made.put(on_other(1, 2, spec=hostname, status=status), on_other(4, 2, desired=TaskState.SHUTDOWN))
+    assert the_service(made) == ServiceItem(
+        network=OTHER,
+        service=ServiceID("web"),
+        name="web",
+        aliases=("db",),
+        vips=(ip_address("10.1.9.9"), ip_address("fd00::99")),
+        backends=(
+            Backend(
+                task=TaskID("t1"),
+                addresses=(ip_address("10.1.0.3"), ip_address("fd00::3")),
+                names=("web.1.t1", "fedcba987654", "box"),
+            ),
+            Backend(task=TaskID("t2"), addresses=(ip_address("10.1.0.4"), ip_address("fd00::4")), names=("web.2.t2",)),
+        ),
+    )
+    assert not [key for key in derive(made.view, NodeID("n3")) if key.startswith("service/")]
+
+
+def test_dnsrr_service_has_backends_and_no_vip() -> None:
+    item = the_service(store(node(1), named(mode="dnsrr"), on_other(1, 1)))
+    assert item.vips == ()
+    assert [backend.task for backend in item.backends] == ["t1"]
+
+
+def test_service_without_its_vip_yet_is_not_taken_for_dnsrr() -> None:
+    waiting = msgspec.structs.replace(named(), vips=())
+    view = derive(store(node(1), waiting, on_other(1, 1)).view, NodeID("n1"))
+    assert f"service/{OTHER}/web" not in view
+
+
+def test_task_that_is_not_on_the_network_yet_is_no_backend_there() -> None:
+    made = store(node(1), named(), on_other(1, 1), task(2, 1))
+    assert [backend.task for backend in the_service(made).backends] == ["t1"]
+
+
+def test_labels_give_balance_and_weights_to_names_and_ports() -> None:
+    both = (attachment(INGRESS, 1, "t1"), attachment(OTHER, 1, "t1"))
+    web = named(lb="sh", balancer="ipvs")
+    web = msgspec.structs.replace(web, ports=(PortConfig(target_port=80, published_port=8090),))
+    made = store(weighted(1, "7"), weighted(2, "0"), web, task(1, 1, attachments=both), on_other(2, 2))
+    item = the_service(made)
+    assert item.balance == Balance(scheduler="source", engine="ipvs")
+    assert [backend.weight for backend in item.backends] == [7, 0]
+    port = derive(made.view, NodeID("n1"))["publish/tcp/8090"]
+    assert isinstance(port, PublishItem)
+    assert port.balance == item.balance
+    assert [backend.weight for backend in port.backends] == [7]
+    made.put(weighted(1, "never checked"))
+    assert [backend.weight for backend in the_service(made).backends] == [1, 0]
+
+
+def test_attached_container_is_an_endpoint_and_a_peer_and_nobodys_backend() -> None:
+    spec = TaskSpec(
+        networks=(NetworkAttachmentConfig(target=OTHER, aliases=("db", "c1")),),
+        container_spec=ContainerSpec(hostname="box"),
+    )
+    made = store(node(1), node(2), named(), on_other(1, 1), msgspec.structs.replace(container(2, 2), spec=spec))
+    view = derive(made.view, NodeID("n1"))
+    assert view[f"endpoint/{OTHER}/{OTHER}-t2"] == EndpointItem(
+        network=OTHER,
+        endpoint=EndpointID(f"{OTHER}-t2"),
+        names=("c1", "0123456789ab", "box", "db"),
+        addresses=(ip_address("10.1.0.4"), ip_address("fd00::4")),
+    )
+    assert f"peer/{OTHER}/{OTHER}-t2" in view
+    assert [backend.task for backend in the_service(made).backends] == ["t1"]
+    made.drop(Task, "t1")
+    assert f"endpoint/{OTHER}/{OTHER}-t2" not in derive(made.view, NodeID("n1"))
+    assert f"service/{OTHER}/web" in derive(made.view, NodeID("n2"))  # the container asks, too
+
+
+def test_names_of_a_network_that_did_not_change_are_the_same_objects_for_all() -> None:
+    made, deriver = store(node(1), node(2), named(), on_other(1, 1), on_other(2, 2), container(3, 1)), Deriver()
+    deriver.update(made.view)
+    before = deriver.of(NodeID("n1"))
+    deriver.update(made.put(task(4, 1, service_id="other"), node(3)))
+    for view in (deriver.of(NodeID("n1")), deriver.of(NodeID("n2"))):
+        assert before is not None
+        assert view is not None
+        assert view.services[OTHER] is before.services[OTHER]
+        assert view.endpoints[OTHER] is before.endpoints[OTHER]
+
+
 def test_released_marks_the_task_of_that_node() -> None:
     made = store(node(1), task(1, 1, desired=TaskState.SHUTDOWN), task(2, 1))
     view = derive(made.view, NodeID("n1"), {TaskID("t1")})
@@ -208,11 +350,28 @@ STATES = st.sampled_from([TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNI
 DESIRED = st.sampled_from([TaskState.RUNNING, TaskState.SHUTDOWN])
 NETWORKS = st.sets(st.sampled_from([INGRESS, OTHER]))
 PUT_TASK = st.tuples(st.just("task"), st.integers(1, 4), st.integers(1, 3), STATES, DESIRED, NETWORKS)
-DROP = st.tuples(st.just("drop"), st.sampled_from([(Task, "t1"), (Node, "n3"), (Service, "web"), (Network, OTHER)]))
+DROP = st.tuples(
+    st.just("drop"), st.sampled_from([(Task, "t1"), (Task, "t5"), (Node, "n3"), (Service, "web"), (Network, OTHER)])
+)
 PUT = st.tuples(
     st.just("put"),
     st.sampled_from(
-        [node(3), node(1, vtep=None), node(1), service(80), service(80, 81), network(OTHER, 1), network(INGRESS, 0)]
+        [
+            node(3),
+            node(1, vtep=None),
+            node(1),
+            weighted(2, "5"),
+            service(80),
+            service(80, 81),
+            named(),
+            named(mode="dnsrr", lb="maglev"),
+            named("db", aliases=("web",)),
+            container(5, 1),
+            container(5, 2, "c1", "db"),
+            container(6, 1, "c2"),
+            network(OTHER, 1),
+            network(INGRESS, 0),
+        ]
     ),
 )
 

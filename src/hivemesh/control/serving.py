@@ -1,0 +1,221 @@
+"""Who serves what, as nodes are told: ports, services and attached containers with their backends and names. Pure.
+
+Part of the derivation of views (see `views.py`), with its habit: what did not change is the very same object as in
+the revision before.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hivemesh.control.balance import balance_of, weight_of
+from hivemesh.model.addr import Address, address_of
+from hivemesh.model.errors import Invalid
+from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID, short
+from hivemesh.model.network import Network
+from hivemesh.model.node import Node
+from hivemesh.model.service import Balance, Service
+from hivemesh.model.task import Attachment, Task
+from hivemesh.wire.control import AnyItem, Backend, EndpointItem, PublishItem, ServiceItem, key_of
+
+K = TypeVar("K")
+V = TypeVar("V")
+Group = Mapping[str, AnyItem]
+Weights = Mapping[NodeID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What follows from one service, its serving tasks and the weights of their nodes."""
+
+    service: Service
+    serving: Sequence[Task]
+    weights: Sequence[int]
+    publishes: Group
+    names: Mapping[NetworkID, ServiceItem]
+
+
+class Serving:
+    """Keeps the items of the last `update`."""
+
+    def __init__(self) -> None:
+        self.publishes: Group = {}  # every node answers published ports
+        self.services: Mapping[NetworkID, Group] = {}
+        self.endpoints: Mapping[NetworkID, Group] = {}
+        self._networks: Mapping[NetworkID, Network] = {}
+        self._served: dict[ServiceID, _Served] = {}
+        self._attached: dict[TaskID, tuple[Task, Mapping[NetworkID, EndpointItem]]] = {}
+
+    def update(
+        self,
+        networks: Mapping[NetworkID, Network],
+        services: Iterable[Service],
+        serving: Mapping[ServiceID, Collection[Task]],
+        attached: Iterable[Task],
+        weights: Weights,
+    ) -> None:
+        """Take over allocated networks, all services with their serving tasks, and serving attached containers."""
+        if not same(networks, self._networks):
+            self._networks, self._served, self._attached = networks, {}, {}
+        self._update_services(services, serving, weights)
+        self._update_endpoints(attached)
+
+    def _update_services(
+        self, services: Iterable[Service], serving: Mapping[ServiceID, Collection[Task]], weights: Weights
+    ) -> None:
+        served: dict[ServiceID, _Served] = {}
+        publishes: dict[str, AnyItem] = {}
+        by_network: dict[NetworkID, dict[str, AnyItem]] = {}
+        for service in services:
+            tasks = tuple(sorted(serving.get(service.id, ()), key=lambda task: (task.slot, task.id)))
+            shares = tuple(weights.get(task.node_id, 1) if task.node_id else 1 for task in tasks)
+            known = self._served.get(service.id)
+            if known is None or known.service is not service or (known.serving, known.weights) != (tasks, shares):
+                known = self._serve(service, tasks, shares, known)
+            served[service.id] = known
+            publishes.update(known.publishes)
+            for network, item in known.names.items():
+                by_network.setdefault(network, {})[key_of(item)] = item
+        self._served = served
+        self.publishes = publishes if publishes != self.publishes else self.publishes
+        self.services = kept(self.services, by_network)
+
+    def _update_endpoints(self, attached: Iterable[Task]) -> None:
+        known: dict[TaskID, tuple[Task, Mapping[NetworkID, EndpointItem]]] = {}
+        by_network: dict[NetworkID, dict[str, AnyItem]] = {}
+        for task in attached:
+            before = self._attached.get(task.id)
+            entry = before if before is not None and before[0] is task else (task, self._endpoints_of(task))
+            known[task.id] = entry
+            for network, item in entry[1].items():
+                by_network.setdefault(network, {})[key_of(item)] = item
+        self._attached = known
+        self.endpoints = kept(self.endpoints, by_network)
+
+    def _serve(
+        self, service: Service, tasks: Sequence[Task], weights: Sequence[int], before: _Served | None
+    ) -> _Served:
+        balance = _balance(service)
+        names: dict[NetworkID, ServiceItem] = {}
+        for item in self._names_of(service, balance, tasks, weights):
+            known = before.names.get(item.network) if before is not None else None
+            names[item.network] = known if known is not None and known == item else item
+        return _Served(service, tasks, weights, self._publishes_of(service, balance, tasks, weights), names)
+
+    def _publishes_of(self, service: Service, balance: Balance, tasks: Iterable[Task], weights: Iterable[int]) -> Group:
+        ports = [port for port in service.ports if port.publish_mode == "ingress" and port.published_port]
+        if not ports:
+            return {}
+        backends = tuple(
+            Backend(task=task.id, addresses=addresses, weight=weight)
+            for task, weight in zip(tasks, weights, strict=True)
+            if (addresses := self._on_ingress(task))
+        )
+        items = [
+            PublishItem(
+                service=service.id,
+                service_name=service.spec.name,
+                protocol=port.protocol,
+                port=port.published_port,
+                backends=backends,
+                balance=balance,
+            )
+            for port in ports
+        ]
+        return {key_of(item): item for item in items}
+
+    def _names_of(
+        self, service: Service, balance: Balance, tasks: Sequence[Task], weights: Sequence[int]
+    ) -> Iterable[ServiceItem]:
+        """The service on each of its networks where it can be had by name."""
+        virtual = service.spec.endpoint_spec.mode == "vip"
+        vips = {vip.network_id: tuple(address_of(interface) for interface in vip.addresses) for vip in service.vips}
+        for config in service.spec.task_template.networks:
+            network = NetworkID(config.target)
+            if network not in self._networks or (virtual and network not in vips):
+                continue  # not granted yet, so nobody serves there either
+            yield ServiceItem(
+                network=network,
+                service=service.id,
+                name=service.spec.name,
+                aliases=config.aliases,
+                vips=vips[network] if virtual else (),
+                balance=balance,
+                backends=tuple(
+                    Backend(task=task.id, addresses=_addresses(attachment), weight=weight, names=_task_names(task))
+                    for task, weight in zip(tasks, weights, strict=True)
+                    if (attachment := _attachment(task, network)) is not None
+                ),
+            )
+
+    def _endpoints_of(self, task: Task) -> Mapping[NetworkID, EndpointItem]:
+        aliases = {NetworkID(config.target): config.aliases for config in task.spec.networks}
+        return {
+            attachment.network_id: EndpointItem(
+                network=attachment.network_id,
+                endpoint=attachment.endpoint_id,
+                names=_distinct(task.container, *_own_names(task), *aliases.get(attachment.network_id, ())),
+                addresses=_addresses(attachment),
+            )
+            for attachment in task.attachments
+            if attachment.network_id in self._networks
+        }
+
+    def _on_ingress(self, task: Task) -> tuple[Address, ...]:
+        return tuple(
+            address
+            for attachment in task.attachments
+            if (network := self._networks.get(attachment.network_id)) is not None and network.spec.ingress
+            for address in _addresses(attachment)
+        )
+
+
+def weights_of(nodes: Iterable[Node]) -> Weights:
+    """The weight of each node's backends. A label nobody checked counts as none."""
+    weights: dict[NodeID, int] = {}
+    for node in nodes:
+        try:
+            weights[node.id] = weight_of(node.spec.labels)
+        except Invalid:
+            weights[node.id] = 1
+    return weights
+
+
+def same(a: Mapping[K, V], b: Mapping[K, V]) -> bool:
+    """The very same values under the same keys."""
+    return len(a) == len(b) and all(b.get(key) is value for key, value in a.items())
+
+
+def kept(
+    before: Mapping[K, Mapping[str, AnyItem]], after: Mapping[K, Mapping[str, AnyItem]]
+) -> Mapping[K, Mapping[str, AnyItem]]:
+    """`after`, with the dictionaries of `before` where they hold the very same items."""
+    return {key: before[key] if key in before and same(group, before[key]) else group for key, group in after.items()}
+
+
+def _balance(service: Service) -> Balance:
+    try:
+        return balance_of(service.spec.labels)
+    except Invalid:  # stored before anybody checked
+        return Balance()
+
+
+def _task_names(task: Task) -> tuple[str, ...]:
+    return _distinct(task.name, *_own_names(task))
+
+
+def _own_names(task: Task) -> tuple[str, ...]:
+    """What the container itself is called, whoever it works for."""
+    return short(task.status.container_id), task.spec.container_spec.hostname
+
+
+def _distinct(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _attachment(task: Task, network: NetworkID) -> Attachment | None:
+    return next((attachment for attachment in task.attachments if attachment.network_id == network), None)
+
+
+def _addresses(attachment: Attachment) -> tuple[Address, ...]:
+    return tuple(address_of(interface) for interface in attachment.addresses)
