@@ -28,7 +28,9 @@ class Bed:
     engine: Engine
     netns: str
 
-    def request(self, name: str, *args: str, env: tuple[str, ...] = ()) -> ContainerRequest:
+    def request(
+        self, name: str, *args: str, env: tuple[str, ...] = (), files: dict[str, str] | None = None
+    ) -> ContainerRequest:
         return ContainerRequest(
             name=name,
             spec=ContainerSpec(image=IMAGE, args=args, env=env),
@@ -36,11 +38,12 @@ class Bed:
             labels={TASK_LABEL: f"id-of-{name}", "com.docker.swarm.task": ""},
             netns=self.netns,
             hostname="box",
+            files=files or {},
         )
 
-    async def run(self, name: str, *args: str, env: tuple[str, ...] = ()) -> str:
+    async def run(self, name: str, *args: str, env: tuple[str, ...] = (), files: dict[str, str] | None = None) -> str:
         await self.engine.ensure_image(IMAGE)
-        container = await self.engine.create(self.request(name, *args, env=env))
+        container = await self.engine.create(self.request(name, *args, env=env, files=files))
         await self.engine.start(container)
         return container
 
@@ -152,6 +155,44 @@ async def test_every_call_may_be_repeated(bed: Bed) -> None:
     for _ in range(2):
         await bed.engine.remove(container)
     assert await bed.engine.list() == []
+
+
+async def test_files_of_ours_stand_in_the_container_only(bed: Bed, tmp_path: Path) -> None:
+    before = Path("/etc/hosts").read_text(), Path("/etc/resolv.conf").read_text()
+    files = {}
+    for name in ("hosts", "resolv.conf"):
+        (tmp_path / name).write_text(f"# our own {name}\n")
+        files[f"/etc/{name}"] = str(tmp_path / name)
+    container = await bed.run("a", "sleep", "100", files=files)
+    ran = await bed.engine.run(container, ["cat", "/etc/hosts", "/etc/resolv.conf"], 10)
+    assert (ran.code, ran.output) == (0, "# our own hosts\n# our own resolv.conf\n")
+    assert (Path("/etc/hosts").read_text(), Path("/etc/resolv.conf").read_text()) == before
+
+
+async def test_command_in_a_container_gives_output_and_exit_code(bed: Bed) -> None:
+    container = await bed.run("a", "sleep", "100", env=("WORD=blue",))
+    ran = await bed.engine.run(container, ["sh", "-c", "echo $WORD; echo no >&2; exit 3"], 10)
+    assert (ran.code, ran.output) == (3, "blue\nno\n")
+
+
+async def test_command_in_a_container_that_takes_too_long_is_killed(bed: Bed) -> None:
+    container = await bed.run("a", "sleep", "100")
+    with pytest.raises(TimeoutError):
+        await bed.engine.run(container, ["sleep", "98.7654"], 1)
+    sleeping = ["pgrep", "-f", "^sleep 98.7654"]
+    for _ in range(100):
+        if not (await asyncio.to_thread(subprocess.run, sleeping, capture_output=True)).stdout:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("the command still runs")
+
+
+async def test_command_in_an_ended_container_is_refused(bed: Bed) -> None:
+    container = await bed.run("a", "sleep", "100")
+    await bed.engine.stop(container, "SIGKILL", 1)
+    await bed.engine.wait(container)
+    with pytest.raises(EngineError):
+        await bed.engine.run(container, ["sleep", "1"], 5)
 
 
 async def test_unknown_image_is_refused_in_words(bed: Bed) -> None:

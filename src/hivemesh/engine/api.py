@@ -1,11 +1,11 @@
 """The Engine Protocol: whatever runs a task's process inside a sandbox that is already wired."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from hivemesh.model.errors import HivemeshError
-from hivemesh.model.service import ContainerSpec, Resources
+from hivemesh.model.service import ContainerSpec, HealthConfig, Resources
 
 
 class EngineError(HivemeshError):
@@ -26,6 +26,7 @@ class ContainerRequest:
     labels: dict[str, str]
     netns: str  # path
     hostname: str
+    files: Mapping[str, str] = field(default_factory=dict)  # path inside, to the file of ours that stands there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,14 @@ class ContainerInfo:
     pid: int = 0
     exit_code: int = 0
     error: str = ""  # the engine's words for a start that failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    output: str  # both streams, as they came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,10 @@ class Engine(Protocol):
         """Pull unless it is here. Raises `ImageNotFound` with the engine's reason."""
         ...
 
+    async def health_of(self, image: str) -> HealthConfig | None:
+        """The check that an image brings along; `ensure_image` was called."""
+        ...
+
     async def create(self, request: ContainerRequest) -> str:
         """The container's id; an existing container of that name is returned as it is."""
         ...
@@ -66,6 +79,12 @@ class Engine(Protocol):
 
     async def wait(self, container: str) -> int:
         """The exit code, once the process has ended."""
+        ...
+
+    async def run(self, container: str, command: Sequence[str], timeout: float) -> Ran:
+        """Run a command in a running container. Raises `TimeoutError` after `timeout` seconds, with the command killed,
+        and `EngineError` when the container does not run.
+        """
         ...
 
     async def stop(self, container: str, signal: str, grace: float) -> None:

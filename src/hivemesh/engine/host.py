@@ -1,4 +1,4 @@
-"""What this machine asks of Podman before a container can start: settings, and one line that says why.
+"""What we and this machine ask of Podman before a container can start: settings, and one line that says why.
 
 Podman's defaults suit a systemd machine with unified cgroups and all capabilities. Elsewhere `crun` refuses, or raising
 limits does. The settings found here go into a containers.conf of ours (`containers_conf`), merged with the machine's.
@@ -21,6 +21,11 @@ MACHINE_DIRECTORY = Path("/etc/containers/containers.conf.d")
 CAP_SYS_RESOURCE = 24  # linux/capability.h
 PODMAN_PROCESSES = 1048576
 """Podman raises its own limits to this where it may, and lowers RLIMIT_NPROC to kernel.pid_max where that is less."""
+
+
+EXEC_DELAY = 5
+"""Seconds a finished exec session (and the process that watched it) stays, so that its exit code can be asked for. With
+Podman's 300, a container whose health is checked each second would have 300 of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +69,15 @@ def host_needs(
 
 
 def containers_conf(needs: HostNeeds, directory: Path) -> Path | None:
-    """Write the settings, under those the machine already makes, to `directory`; None when there is nothing to say.
+    """Write the settings, under those the machine already makes, to `directory`.
 
-    Nothing either when the environment already names a file: whoever did that knows best.
+    None, and nothing is written, when the environment already names a file: whoever did that knows best.
     """
-    if not needs.settings or os.environ.get(CONF):
+    if os.environ.get(CONF):
         return None
-    merged: dict[str, Any] = {name: dict(values) for name, values in needs.settings.items()}
+    merged: dict[str, Any] = {"engine": {"exit_command_delay": EXEC_DELAY}}
+    for name, values in needs.settings.items():
+        merged.setdefault(name, {}).update(values)
     for source in (*MACHINE_FILES, *sorted(MACHINE_DIRECTORY.glob("*.conf"))):
         try:
             found = tomllib.loads(source.read_text())

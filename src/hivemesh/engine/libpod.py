@@ -6,7 +6,7 @@ import msgspec
 
 from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError
 from hivemesh.engine.processes import signal_number
-from hivemesh.model.service import Mount
+from hivemesh.model.service import HealthConfig, Mount
 
 PREFIX = "/v4.0.0/libpod"
 LOG_DRIVER = "k8s-file"
@@ -15,6 +15,8 @@ CPU_PERIOD = 100_000
 """Microseconds; Docker turns NanoCPUs into a quota of this period."""
 SANDBOX_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
 """As every sandbox has it. Podman's default is `0 0`, written into the sandbox when the container starts."""
+HOSTS, RESOLV_CONF = "/etc/hosts", "/etc/resolv.conf"
+"""Podman writes both for a container, unless told that the image has its own."""
 RUNNING = {"running", "paused", "stopping"}
 ENDED = {"exited", "stopped"}
 
@@ -51,6 +53,20 @@ class Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     config: Config
 
 
+class Image(msgspec.Struct, frozen=True, rename="pascal"):
+    """`GET /images/{name}/json`."""
+
+    healthcheck: HealthConfig | None = None
+
+
+class ExecSession(msgspec.Struct, frozen=True, rename="pascal"):
+    """`GET /exec/{id}/json`."""
+
+    running: bool = False
+    pid: int = 0
+    exit_code: int = 0
+
+
 class Problem(msgspec.Struct, frozen=True):
     """The body of every refusal."""
 
@@ -79,10 +95,16 @@ def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
         "terminal": spec.tty,
         "stdin": spec.open_stdin,
         "read_only_filesystem": spec.read_only,
-        "mounts": [_mount(m) for m in spec.mounts if m.type != "volume"],
+        "mounts": [_mount(m) for m in (*_files(request), *spec.mounts) if m.type != "volume"],
         "volumes": [_volume(m) for m in spec.mounts if m.type == "volume"],
-        "hostadd": [f"{name}:{address}" for address, *names in map(str.split, spec.hosts) for name in names],
+        "healthconfig": {"Test": ["NONE"]},  # Podman's own checks need systemd's timers: the agent makes them
     }
+    if HOSTS in request.files:
+        body["use_image_hosts"] = True
+    else:
+        body["hostadd"] = [f"{name}:{address}" for address, *names in map(str.split, spec.hosts) for name in names]
+    if RESOLV_CONF in request.files:
+        body["use_image_resolve_conf"] = True
     if spec.command:
         body["entrypoint"] = spec.command
     if spec.args:
@@ -161,6 +183,27 @@ def _state(status: str) -> str:
 def _variable(entry: str) -> tuple[str, str]:
     name, _, value = entry.partition("=")
     return name, value
+
+
+def demultiplexed(stream: bytes) -> bytes:
+    """The output of an exec session. Its streams come in pieces: a byte for which, three of zero, four of length."""
+    found, at = bytearray(), 0
+    while at < len(stream):
+        end = at + 8 + int.from_bytes(stream[at + 4 : at + 8])
+        found += stream[at + 8 : end]
+        at = end
+    return bytes(found)
+
+
+def _files(request: ContainerRequest) -> list[Mount]:
+    """Files of ours that stand in the container; what the user mounts there comes before them."""
+    spec = request.spec
+    taken = {mount.target for mount in spec.mounts}
+    return [
+        Mount(type="bind", source=source, target=target, read_only=spec.read_only)
+        for target, source in request.files.items()
+        if target not in taken
+    ]
 
 
 def _mount(mount: Mount) -> dict[str, Any]:

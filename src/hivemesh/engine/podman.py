@@ -6,23 +6,28 @@ service on its way out is simply made again.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator
-from signal import SIGKILL, SIGTERM
+import os
+from collections.abc import AsyncIterator, Sequence
+from signal import SIGKILL, SIGTERM, pidfd_send_signal
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
-from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound, Ran
 from hivemesh.engine.host import HostNeeds, host_needs
 from hivemesh.engine.libpod import (
     PREFIX,
+    ExecSession,
+    Image,
     Inspected,
     Listed,
     PullLine,
     create_body,
+    demultiplexed,
     docker_reference,
     info_of,
     info_of_listed,
@@ -30,6 +35,7 @@ from hivemesh.engine.libpod import (
 )
 from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.engine.service import PodmanService
+from hivemesh.model.service import HealthConfig
 
 __all__ = ["HostNeeds", "PodmanEngine", "host_needs"]
 
@@ -44,6 +50,8 @@ PARALLEL_STARTS = 4
 EXIT_TIMEOUT = 15.0
 """Seconds for the exit code after the process has ended; conmon writes it, unless somebody killed conmon too."""
 KILL_TIMEOUT = 10.0
+OUTPUT_KEPT = 64 * 1024
+"""Bytes of what a command in a container writes; the rest is read and dropped, so that it does not stand still."""
 UNKNOWN_EXIT = -1
 
 
@@ -88,6 +96,11 @@ class PodmanEngine:
                 raise ImageNotFound(problem)
         self._references[image] = reference
 
+    async def health_of(self, image: str) -> HealthConfig | None:
+        reference = quote(self._references.get(image, image), safe="")
+        answer = await self._call("GET", f"/images/{reference}/json", fine=(404,))
+        return None if answer.status == 404 else msgspec.json.decode(answer.body, type=Image).healthcheck
+
     async def create(self, request: ContainerRequest) -> str:
         body = create_body(request, self._references.get(request.spec.image, request.spec.image))
         async with self._starts:
@@ -127,6 +140,24 @@ class PodmanEngine:
         except TimeoutError:
             return UNKNOWN_EXIT
         return UNKNOWN_EXIT if answer.status == 404 else int(answer.body)
+
+    async def run(self, container: str, command: Sequence[str], timeout: float) -> Ran:
+        body = {"Cmd": list(command), "AttachStdout": True, "AttachStderr": True}
+        answer = await self._call("POST", f"/containers/{container}/exec", body=body)
+        session = str(msgspec.json.decode(answer.body)["Id"])
+        start = self._call("POST", f"/exec/{session}/start", body={"Detach": False}, keep=OUTPUT_KEPT)
+        running = asyncio.ensure_future(start)
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await asyncio.shield(running)
+        except TimeoutError:
+            await self._kill_command(session)
+            raise
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        ended = await self._session_of(session)
+        return Ran(code=ended.exit_code, output=demultiplexed(answer.body).decode(errors="replace"))
 
     async def stop(self, container: str, signal: str, grace: float) -> None:
         found = await self._inspect(container)
@@ -174,6 +205,20 @@ class PodmanEngine:
             await self._session.close()
         await self._service.close()
 
+    async def _session_of(self, session: str) -> ExecSession:
+        return msgspec.json.decode((await self._call("GET", f"/exec/{session}/json")).body, type=ExecSession)
+
+    async def _kill_command(self, session: str) -> None:
+        """Podman has no call for this."""
+        with contextlib.suppress(EngineError, ProcessLookupError):
+            found = await self._session_of(session)
+            if found.pid:
+                handle = os.pidfd_open(found.pid)
+                try:
+                    pidfd_send_signal(handle, SIGKILL)
+                finally:
+                    os.close(handle)
+
     async def _has_image(self, reference: str) -> bool:
         path = f"/images/{quote(reference, safe='')}/exists"
         return (await self._call("GET", path, fine=(404,))).status != 404
@@ -190,8 +235,12 @@ class PodmanEngine:
         query: Any = None,
         body: Any = None,
         fine: tuple[int, ...] = (),
+        keep: int | None = None,
     ) -> _Answer:
-        """Raises `EngineError` with the engine's words unless the status is 2xx or `fine`."""
+        """Raises `EngineError` with the engine's words unless the status is 2xx or `fine`.
+
+        Of the answer `keep` bytes are kept, or all.
+        """
         for attempt in range(1, ATTEMPTS + 1):
             socket = await self._service.ready()
             if self._session is None:
@@ -201,7 +250,7 @@ class PodmanEngine:
                 self._session = aiohttp.ClientSession("http://podman", connector=connector, timeout=timeout)
             try:
                 async with self._session.request(method, PREFIX + path, params=query, json=body) as answer:
-                    content = await answer.read()
+                    content = await answer.read() if keep is None else await _beginning(answer.content, keep)
             except aiohttp.ClientError as error:
                 if attempt == ATTEMPTS:
                     raise EngineError(f"podman's service broke off: {error}") from error
@@ -211,3 +260,11 @@ class PodmanEngine:
                 raise EngineError(words_of(content, answer.status))
             return _Answer(answer.status, content)
         raise AssertionError
+
+
+async def _beginning(stream: aiohttp.StreamReader, length: int) -> bytes:
+    """The first bytes of a stream that is read to its end."""
+    found = bytearray()
+    async for piece in stream.iter_any():
+        found += piece[: length - len(found)]
+    return bytes(found)

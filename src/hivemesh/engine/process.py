@@ -24,8 +24,9 @@ from signal import SIGKILL, SIGTERM
 
 import msgspec
 
-from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound, Ran
 from hivemesh.engine.processes import Processes, signal_number
+from hivemesh.model.service import HealthConfig
 
 UNKNOWN_EXIT = -1
 KILL_TIMEOUT = 10.0
@@ -51,6 +52,22 @@ The command runs in the foreground: a shell would start background ones with SIG
 """
 
 
+WITH_FILES = """
+while [ "$1" != -- ]; do
+    if [ ! -e "$2" ]; then echo "this machine has no $2 in whose place $1 could stand" >&2
+    else mount --bind "$1" "$2" || { echo 126 >"$HIVEMESH_DIR/exit"; exit 126; }
+    fi
+    shift 2
+done
+shift
+exec "$@"
+"""
+"""In a mount namespace of its own, puts files in the place of those of the machine: source, target, …, `--`, command.
+
+Its mounts follow the machine's (`slave`): a copy of a namespace's name that stays would keep the namespace alive.
+"""
+
+
 class _Stored(msgspec.Struct, frozen=True):
     name: str
     labels: dict[str, str]
@@ -59,6 +76,7 @@ class _Stored(msgspec.Struct, frozen=True):
     directory: str
     netns: str
     user: str = ""
+    files: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,9 @@ class ProcessEngine:
     async def ensure_image(self, image: str) -> None:
         self._command_of(image)
 
+    async def health_of(self, image: str) -> HealthConfig | None:
+        return None
+
     async def create(self, request: ContainerRequest) -> str:
         container = hashlib.sha256(request.name.encode()).hexdigest()
         directory = self._root / container
@@ -99,6 +120,7 @@ class ProcessEngine:
             directory=spec.dir or "/",
             netns=request.netns,
             user=spec.user,
+            files=dict(request.files),
         )
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / "container.new"
@@ -129,6 +151,28 @@ class ProcessEngine:
                 return UNKNOWN_EXIT
             await asyncio.sleep(0.005)
         return code
+
+    async def run(self, container: str, command: Sequence[str], timeout: float) -> Ran:
+        directory = self._root / container
+        stored, seen = _load(directory), _look(directory)
+        if stored is None or not seen.pid:
+            raise EngineError(f"container {container[:12]} does not run")
+        enter = ["nsenter", f"--target={seen.pid}", "--net", "--mount", f"--wd={stored.directory}"]
+        process = await asyncio.create_subprocess_exec(
+            *enter, *_as_user(stored.user), *command,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            env=_environment(stored), start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(timeout):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, SIGKILL)
+                await process.wait()
+        code = process.returncode or 0
+        return Ran(code=code if code >= 0 else 128 - code, output=output.decode(errors="replace"))
 
     async def stop(self, container: str, signal: str, grace: float) -> None:
         seen = _look(self._root / container)
@@ -185,11 +229,12 @@ class ProcessEngine:
         if program is None:
             raise EngineError(f"exec: {stored.command[0]!r}: executable file not found in $PATH")
         enter = ["nsenter", f"--net={stored.netns}"]
-        if stored.user:
-            user, _, group = stored.user.partition(":")
-            enter = [*enter, "setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups"]
-        environment = {"PATH": os.environ.get("PATH", os.defpath), **stored.environment}
-        environment |= {"HIVEMESH_DIR": str(directory), "HIVEMESH_WD": stored.directory}
+        if stored.files:
+            pairs = [word for target, source in stored.files.items() for word in (source, target)]
+            own = ["unshare", "--mount", "--propagation", "slave"]
+            enter = [*enter, *own, "sh", "-c", WITH_FILES, "sh", *pairs, "--"]
+        enter += _as_user(stored.user)
+        environment = _environment(stored) | {"HIVEMESH_DIR": str(directory), "HIVEMESH_WD": stored.directory}
         with (directory / "log").open("ab") as output:
             # setsid forks and leaves, so that the shell belongs to nobody and ends with nobody.
             launcher = await asyncio.create_subprocess_exec(
@@ -226,6 +271,18 @@ class ProcessEngine:
                 f"no command is configured for the image {image}, and no executable has that name (configured: {known})"
             )
         return (image,)
+
+
+def _environment(stored: _Stored) -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", os.defpath), **stored.environment}
+
+
+def _as_user(name: str) -> list[str]:
+    """The command that makes the next one run as `user` or `user:group`."""
+    if not name:
+        return []
+    user, _, group = name.partition(":")
+    return ["setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups"]
 
 
 def _short(image: str) -> str:

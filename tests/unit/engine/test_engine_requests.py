@@ -1,15 +1,18 @@
 """What Podman is asked, and what a machine asks of Podman."""
 
+import dataclasses
 import signal
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hivemesh.engine import host
 from hivemesh.engine.api import ContainerRequest, EngineError
 from hivemesh.engine.host import HostNeeds, containers_conf, host_needs
-from hivemesh.engine.libpod import create_body, docker_reference, words_of
+from hivemesh.engine.libpod import create_body, demultiplexed, docker_reference, words_of
 from hivemesh.engine.processes import signal_number
 from hivemesh.model.service import ContainerSpec, Mount, ResourceLimits, Resources
 
@@ -51,7 +54,32 @@ def test_mounts_and_hosts_keep_their_meaning() -> None:
     body = create_body(request(spec), "a")
     assert body["mounts"][0] == {"type": "bind", "source": "/etc", "destination": "/e", "options": ["rbind", "ro"]}
     assert body["volumes"] == [{"Name": "data", "Dest": "/d", "Options": ["rw"]}]
+    assert body["healthconfig"] == {"Test": ["NONE"]}
     assert body["hostadd"] == ["one:192.0.2.1", "two:192.0.2.1", "six:2001:db8::1"]
+
+
+def test_files_of_ours_keep_podman_from_writing_its_own() -> None:
+    mine = Mount(type="bind", source="/srv/hosts", target="/etc/hosts")
+    files = {"/etc/hosts": "/data/hosts", "/etc/resolv.conf": "/data/resolv.conf"}
+    asked = dataclasses.replace(
+        request(ContainerSpec(image="a", hosts=("192.0.2.1 one",), mounts=(mine,))), files=files
+    )
+    body = create_body(asked, "a")
+    assert (body["use_image_hosts"], body["use_image_resolve_conf"]) == (True, True)
+    assert "hostadd" not in body  # they stand in our file
+    assert {mount["destination"]: mount["source"] for mount in body["mounts"]} == {
+        "/etc/hosts": "/srv/hosts",  # the user's own comes first
+        "/etc/resolv.conf": "/data/resolv.conf",
+    }
+    assert len(body["mounts"]) == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=50))), st.integers(0, 60))
+def test_output_of_a_command_is_put_together(pieces: list[tuple[int, bytes]], lost: int) -> None:
+    stream = b"".join(bytes([which, 0, 0, 0]) + len(text).to_bytes(4) + text for which, text in pieces)
+    whole = b"".join(text for _, text in pieces)
+    assert demultiplexed(stream) == whole
+    assert whole.startswith(demultiplexed(stream[: len(stream) - lost]))
 
 
 def test_unknown_stop_signal_is_refused() -> None:
@@ -86,12 +114,18 @@ def test_engines_words_survive_a_strange_answer() -> None:
     assert "500" in words_of(b"", 500)
 
 
-def test_modern_machine_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modern_machine_needs_nothing_but_that_execs_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(tmp_path, capabilities="000001ffffffffff", unified=True, systemd=True)
     monkeypatch.setattr("shutil.which", lambda name, path=None: f"/usr/bin/{name}")
     needs = host_needs(cgroup=tmp_path / "cgroup", run=tmp_path / "run", proc=tmp_path / "proc")
     assert needs == HostNeeds()
-    assert containers_conf(needs, tmp_path) is None
+    monkeypatch.setattr(host, "MACHINE_FILES", ())
+    monkeypatch.delenv(host.CONF, raising=False)
+    written = containers_conf(needs, tmp_path)
+    assert written is not None
+    assert tomllib.loads(written.read_text()) == {"engine": {"exit_command_delay": 5}}
 
 
 def test_machine_with_old_cgroups_and_few_rights_gets_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +138,9 @@ def test_machine_with_old_cgroups_and_few_rights_gets_settings(tmp_path: Path, m
     written = containers_conf(needs, tmp_path)
     assert written is not None
     settings = tomllib.loads(written.read_text())
-    assert settings["engine"] == {"runtime": "runc", "cgroup_manager": "cgroupfs", "events_logger": "file"}
+    assert settings["engine"] == {
+        "exit_command_delay": 5, "runtime": "runc", "cgroup_manager": "cgroupfs", "events_logger": "file",
+    }  # fmt: skip
     assert [limit.partition("=")[0] for limit in settings["containers"]["default_ulimits"]] == ["nofile", "nproc"]
 
 
@@ -116,7 +152,7 @@ def test_settings_of_the_machine_come_before_ours(tmp_path: Path, monkeypatch: p
     written = containers_conf(HostNeeds({"engine": {"runtime": "runc", "events_logger": "file"}}, "x"), tmp_path)
     assert written is not None
     assert tomllib.loads(written.read_text())["engine"] == {
-        "runtime": "kata", "events_logger": "file", "runtimes": {"kata": ["/usr/bin/kata"]},
+        "exit_command_delay": 5, "runtime": "kata", "events_logger": "file", "runtimes": {"kata": ["/usr/bin/kata"]},
     }  # fmt: skip
     monkeypatch.setenv(host.CONF, str(theirs))
     assert containers_conf(HostNeeds({"engine": {"runtime": "runc"}}, "x"), tmp_path) is None
