@@ -5,17 +5,16 @@ for. Whoever cannot be served stays as it is with the reason in its `error` (a t
 the first pass that finds room.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import msgspec
 
 from hivemesh.control import networks, validate
+from hivemesh.control.grants import Cursors, Grants, NewId
 from hivemesh.ipam import pools
-from hivemesh.ipam.leases import Leases
-from hivemesh.model.addr import FIRST_VNI, VNI, Interface, Prefix, endpoint_mac
+from hivemesh.model.addr import FIRST_VNI, VNI, Prefix
 from hivemesh.model.errors import Exhausted
-from hivemesh.model.ids import EndpointID, NetworkID
+from hivemesh.model.ids import NetworkID
 from hivemesh.model.network import Network, Subnet
 from hivemesh.model.node import Node
 from hivemesh.model.service import DYNAMIC_PORTS, VIP, PortConfig, Service
@@ -25,25 +24,11 @@ from hivemesh.store.tables import Transaction
 SUBNET6_SIZE = 64
 PENDING_MESSAGE = "pending task scheduling"
 
-NewId = Callable[[], str]
-
-
-@dataclass(slots=True)
-class Cursors:
-    """What was given out last, so that what was freed is not given again at once.
-
-    Memory of the process, not state: losing it is harmless, and a transaction that is tried again may leave gaps.
-    """
-
-    vni: int = 0
-    port: int = 0
-    addresses: dict[tuple[NetworkID, int], int] = field(default_factory=dict)  # by network and IP version
-
 
 def allocate(tx: Transaction, now: float, new_id: NewId, cursors: Cursors) -> None:
     """Grant whatever is asked for and possible."""
     _allocate_networks(tx, cursors)
-    grants = _Grants(tx, new_id, cursors)
+    grants = Grants(tx, new_id, cursors)
     _allocate_nodes(tx, grants)
     _allocate_services(tx, grants, cursors)
     _allocate_tasks(tx, now, grants)
@@ -98,96 +83,10 @@ def _cut(ranges: Iterable[Prefix], size: int, taken: list[Prefix]) -> Subnet:
     return Subnet(prefix=prefix, gateway=networks.first_host(prefix))
 
 
-# --- addresses ---------------------------------------------------------------------------------------------------
-
-
-class _Grants:
-    """The leases of each network, built when first needed."""
-
-    def __init__(self, tx: Transaction, new_id: NewId, cursors: Cursors) -> None:
-        self._tx = tx
-        self._new_id = new_id
-        self._cursors = cursors
-        self._leases: dict[NetworkID, tuple[Leases, ...]] = {}
-
-    def addresses(self, network: Network) -> tuple[Interface, ...]:
-        """One free address per family. Raises `Exhausted` naming the network."""
-        if network.vni is None:
-            raise Exhausted(network.error or f"network {network.spec.name} has no subnet yet")
-        granted: list[Interface] = []
-        leases = self._of(network)
-        try:
-            granted.extend(lease.acquire() for lease in leases)
-        except Exhausted as error:
-            for lease, address in zip(leases, granted, strict=False):
-                lease.release(address)
-            raise Exhausted(f"network {network.spec.name}: {error}") from None
-        return tuple(granted)
-
-    def attachment(self, network: Network) -> Attachment:
-        """A new endpoint. Raises `Exhausted`."""
-        addresses = self.addresses(network)
-        endpoint = EndpointID(self._new_id())
-        return Attachment(
-            endpoint_id=endpoint,
-            network_id=network.id,
-            addresses=addresses,
-            mac=endpoint_mac(addresses, endpoint),
-        )
-
-    def release(self, network: NetworkID, addresses: Iterable[Interface]) -> None:
-        """Give back within this pass."""
-        for address in addresses:
-            for lease in self._leases.get(network, ()):
-                if lease.contains(address):
-                    lease.release(address)
-
-    def remember(self) -> None:
-        """Where to go on next time."""
-        for network, leases in self._leases.items():
-            for lease in leases:
-                self._cursors.addresses[network, lease.subnet.prefix.version] = lease.last
-
-    def _of(self, network: Network) -> tuple[Leases, ...]:
-        if network.id in self._leases:
-            return self._leases[network.id]
-        held = list(self._held(network.id))
-        made = []
-        for subnet in network.subnets:
-            version = subnet.prefix.version
-            after = self._cursors.addresses.get((network.id, version))
-            if after is None:  # a new process: go on after the youngest endpoint
-                youngest = max(held, key=lambda pair: pair[0], default=(0.0, ()))[1]
-                after = next((int(address) for address in youngest if address.version == version), 0)
-            lease = Leases(subnet, after)
-            for _, addresses in held:
-                for address in addresses:
-                    lease.hold(address)
-            made.append(lease)
-        self._leases[network.id] = tuple(made)
-        return self._leases[network.id]
-
-    def _held(self, network: NetworkID) -> Iterable[tuple[float, tuple[Interface, ...]]]:
-        """Who holds what, with the time its holder was made. A dead task holds nothing."""
-        for node in self._tx.all(Node):
-            for attachment in node.attachments:
-                if attachment.network_id == network:
-                    yield node.created, attachment.addresses
-        for service in self._tx.all(Service):
-            for vip in service.vips:
-                if vip.network_id == network:
-                    yield service.created, vip.addresses
-        for task in self._tx.all(Task):
-            if not task.status.state.dead:
-                for attachment in task.attachments:
-                    if attachment.network_id == network:
-                        yield task.created, attachment.addresses
-
-
 # --- nodes -------------------------------------------------------------------------------------------------------
 
 
-def _allocate_nodes(tx: Transaction, grants: _Grants) -> None:
+def _allocate_nodes(tx: Transaction, grants: Grants) -> None:
     """The node's own address: on ingress always, on other networks while a task of the node is there."""
     ingress = validate.ingress(tx)
     for node in list(tx.all(Node)):
@@ -217,14 +116,15 @@ def _allocate_nodes(tx: Transaction, grants: _Grants) -> None:
 # --- services ----------------------------------------------------------------------------------------------------
 
 
-def _allocate_services(tx: Transaction, grants: _Grants, cursors: Cursors) -> None:
+def _allocate_services(tx: Transaction, grants: Grants, cursors: Cursors) -> None:
     for service in list(tx.all(Service)):
+        ports, vips, error = service.ports, service.vips, ""
         try:
-            granted = msgspec.structs.replace(service, ports=_ports(tx, service, cursors), error="")
-            granted = msgspec.structs.replace(granted, vips=_vips(tx, granted, grants))
-        except Exhausted as error:
-            granted = msgspec.structs.replace(service, error=str(error))
-        tx.put(granted)
+            ports = _ports(tx, service, cursors)
+            vips, error = _vips(tx, service, grants)
+        except Exhausted as exhausted:
+            error = str(exhausted)
+        tx.put(msgspec.structs.replace(service, ports=ports, vips=vips, error=error))
 
 
 def _ports(tx: Transaction, service: Service, cursors: Cursors) -> tuple[PortConfig, ...]:
@@ -272,18 +172,26 @@ def _dynamic_port(protocol: str, used: set[tuple[str, int]], cursors: Cursors) -
     raise Exhausted(f"no free {protocol} port in {DYNAMIC_PORTS.start}-{DYNAMIC_PORTS.stop - 1} to publish")
 
 
-def _vips(tx: Transaction, service: Service, grants: _Grants) -> tuple[VIP, ...]:
+def _vips(tx: Transaction, service: Service, grants: Grants) -> tuple[tuple[VIP, ...], str]:
+    """The service's VIPs, as far as there are addresses, and what was missing. Raises `Exhausted`.
+
+    Those it needs no more are given up even when others cannot be had: it may be them that another service waits for.
+    """
     wanted = _networks_of(tx, service) if service.spec.endpoint_spec.mode == "vip" else []
     if [network.id for network in wanted] == [vip.network_id for vip in service.vips]:
-        return service.vips
+        return service.vips, ""
     present = {vip.network_id: vip for vip in service.vips}
-    granted = []
+    wanted_ids = {network.id for network in wanted}
+    for vip in service.vips:
+        if vip.network_id not in wanted_ids:
+            grants.release(vip.network_id, vip.addresses)
+    granted, error = [], ""
     for network in wanted:
-        vip = present.pop(network.id, None)
-        granted.append(vip or VIP(network_id=network.id, addresses=grants.addresses(network)))
-    for vip in present.values():
-        grants.release(vip.network_id, vip.addresses)
-    return tuple(granted)
+        try:
+            granted.append(present.get(network.id) or VIP(network_id=network.id, addresses=grants.addresses(network)))
+        except Exhausted as exhausted:
+            error = error or str(exhausted)
+    return tuple(granted), error
 
 
 def _networks_of(tx: Transaction, service: Service) -> list[Network]:
@@ -305,7 +213,7 @@ def _networks_of(tx: Transaction, service: Service) -> list[Network]:
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def _allocate_tasks(tx: Transaction, now: float, grants: _Grants) -> None:
+def _allocate_tasks(tx: Transaction, now: float, grants: Grants) -> None:
     waiting = [
         task for task in tx.all(Task) if task.status.state == TaskState.NEW and task.desired <= TaskState.RUNNING
     ]
@@ -315,7 +223,7 @@ def _allocate_tasks(tx: Transaction, now: float, grants: _Grants) -> None:
             tx.put(_allocate_task(tx, task, service, now, grants))
 
 
-def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, grants: _Grants) -> Task:
+def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, grants: Grants) -> Task:
     if service.error:
         return _refused(task, service.error)
     attachments: list[Attachment] = []

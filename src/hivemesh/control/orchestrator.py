@@ -26,16 +26,26 @@ SECOND = 1_000_000_000
 
 
 def orchestrate(tx: Transaction, now: float, new_id: NewId) -> float | None:
-    """Make, replace and retire tasks. Returns the time of the next thing to do, if one is known."""
+    """Make, replace and retire tasks. Returns the time of the next thing to do, if one is known.
+
+    Plain containers' tasks are made and ended by their nodes; here they only go with the node or the container.
+    """
     for task in list(tx.all(Task)):
         settled = _settle(tx, task, now)
-        if settled.desired < TaskState.REMOVE and tx.get(Service, task.service_id) is None:
+        if settled.desired < TaskState.REMOVE and not _is_owned(tx, settled):
             settled = msgspec.structs.replace(settled, desired=TaskState.REMOVE)
         if settled is not task:
             tx.put(settled)
     passes = [_Pass(tx, service, now, new_id) for service in tx.all(Service)]
     wakes = [wake for each in passes if (wake := each.run()) is not None]
     return min(wakes, default=None)
+
+
+def _is_owned(tx: Transaction, task: Task) -> bool:
+    """Somebody wants it: its service, or the plain container whose place on the network it is, while that lives."""
+    if task.attached:
+        return not task.status.state.dead
+    return tx.get(Service, task.service_id) is not None
 
 
 def _settle(tx: Transaction, task: Task, now: float) -> Task:

@@ -70,8 +70,10 @@ def remove(tx: Transaction, reference: str) -> Service:
 
 
 def _shape(spec: ServiceSpec) -> tuple[object, ...]:
-    """What tasks are made of. A change of placement alone moves only the tasks that no longer fit."""
-    return msgspec.structs.replace(spec.task_template, placement=Placement()), spec.endpoint_spec
+    """What tasks are made of. A change of placement alone moves only the tasks that no longer fit; whether names lead
+    to a virtual address or to the tasks themselves is nothing a task knows of.
+    """
+    return msgspec.structs.replace(spec.task_template, placement=Placement()), spec.endpoint_spec.ports
 
 
 def _random_name(tx: Transaction, new_id: str) -> str:

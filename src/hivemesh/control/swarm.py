@@ -8,6 +8,7 @@ import msgspec
 
 from hivemesh import pki
 from hivemesh.control import allocator
+from hivemesh.control.grants import Cursors
 from hivemesh.control.services import OUT_OF_SEQUENCE
 from hivemesh.ipam import pools as arithmetic
 from hivemesh.model import ids
@@ -84,7 +85,7 @@ def initial_objects(
     )
     network = Network(id=NetworkID(new_id()), spec=NetworkSpec(name=INGRESS, ingress=True), created=now, updated=now)
     tx.put(network)
-    allocator.allocate(tx, now, new_id, allocator.Cursors())
+    allocator.allocate(tx, now, new_id, Cursors())
     ingress, node = tx.get(Network, network.id), tx.get(Node, node_id)
     assert ingress is not None
     assert node is not None

@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from hivemesh.model.addr import Address, Interface
-from hivemesh.model.errors import Exhausted
+from hivemesh.model.errors import Conflict, Exhausted
 from hivemesh.model.network import Subnet
 
 
@@ -49,8 +49,15 @@ class Leases:
                 return self._interface(number)
         raise Exhausted(f"no free address in {self.subnet.ip_range or self.subnet.prefix}")
 
+    def take(self, address: Address) -> Interface:
+        """This very address. Raises `Conflict` when somebody holds it, or nobody may (gateway, network, broadcast)."""
+        if int(address) in self._held:
+            raise Conflict(f"address {address} is already in use or reserved")
+        self._held.add(int(address))
+        return self._interface(int(address))
+
     def release(self, address: Interface | Address) -> None:
-        """Give back what `acquire` gave."""
+        """Give back what `acquire` or `take` gave."""
         self._held.discard(int(address))
 
     def _interface(self, number: int) -> Interface:

@@ -2,9 +2,12 @@
 
 from ipaddress import ip_address, ip_network
 
+import pytest
 from world import World, publish, spec
 
+from hivemesh.control.grants import Grants
 from hivemesh.model.addr import first_v4, first_v6, mac_of
+from hivemesh.model.errors import Conflict, Invalid
 from hivemesh.model.service import RestartPolicy
 from hivemesh.model.task import TaskState
 
@@ -169,6 +172,80 @@ def test_vips_are_kept_over_updates_and_freed_by_dnsrr() -> None:
     assert after.vips[1] == before.vips[0]
     assert world.update("web", spec(networks=["back"])).vips == after.vips[:1]
     assert world.update("web", spec(networks=["back"], mode="dnsrr")).vips == ()
+
+
+def test_switching_to_names_without_vip_and_back_keeps_the_tasks() -> None:
+    world = World()
+    world.create_network("front", ipv6=True)
+    world.create(spec(networks=["front"], replicas=2))
+    world.agents()
+    before = world.tasks("web")
+    assert world.update("web", spec(networks=["front"], replicas=2, mode="dnsrr")).vips == ()
+    (vip,) = world.update("web", spec(networks=["front"], replicas=2)).vips
+    assert len(vip.addresses) == 2
+    assert world.tasks("web") == before
+    taken = {address for task in before for attachment in task.attachments for address in attachment.addresses}
+    assert not taken & set(vip.addresses)
+
+
+def test_vip_given_up_for_names_serves_a_task_that_waits() -> None:
+    """Of the five addresses of a /29 one is the VIP."""
+    world = World(1)
+    world.create_network("small", "10.9.0.0/29")
+    world.create(spec(networks=["small"], replicas=5))
+    world.agents()
+    stuck = "network small: no free address in 10.9.0.0/29"
+    assert [task.status.err for task in world.tasks("web")] == ["", "", "", "", stuck]
+    assert world.at_rest()
+    world.update("web", spec(networks=["small"], replicas=5, mode="dnsrr"))
+    world.agents()
+    assert all(task.serving and not task.status.err for task in world.tasks("web"))
+
+
+def test_service_gives_up_vips_it_needs_no_more_though_it_cannot_have_others() -> None:
+    world = World(1)
+    world.create_network("full", "10.9.0.0/29")
+    world.create_network("free")
+    world.create(spec("filler", networks=["full"], replicas=4))
+    world.agents()
+    world.create(spec(networks=["free"]))
+    stuck = world.update("web", spec(networks=["full"]))
+    assert stuck.vips == ()
+    assert stuck.error == "network full: no free address in 10.9.0.0/29"
+    assert {task.status.err for task in world.wanted("web")} == {stuck.error}
+    assert world.at_rest()
+    world.update("filler", spec("filler", networks=["full"], replicas=1))
+    for _ in range(3):
+        world.agents()
+    assert world.service("web").error == ""
+    assert [task.serving for task in world.wanted("web")] == [True]
+
+
+def test_wanted_address_is_granted_unless_held_reserved_or_elsewhere() -> None:
+    world = World(1)
+    network = world.create_network("front", "10.9.0.0/24", "fd09::/64")
+    world.create(spec(networks=["front"]))
+    (task,) = world.tasks("web")
+    held = first_v4(task.attachments[0].addresses)
+    assert held is not None
+    grants = Grants(world.view, world.new_id, world.cursors)
+    given = grants.attachment(network, (ip_address("10.9.0.77"),))
+    assert first_v4(given.addresses) == ip_address("10.9.0.77")
+    assert first_v6(given.addresses) is not None
+    assert given.mac == "02:42:0a:09:00:4d"
+    for taken in (
+        held,
+        ip_address("10.9.0.77"),
+        ip_address("10.9.0.1"),
+        ip_address("10.9.0.255"),
+        ip_address("fd09::1"),
+    ):
+        with pytest.raises(Conflict, match=f"network front: address {taken} is already in use or reserved"):
+            grants.attachment(network, (taken,))
+    with pytest.raises(Invalid, match=r"10\.8\.0\.1: It does not belong to network front"):
+        grants.attachment(network, (ip_address("10.8.0.1"),))
+    grants.release(network.id, given.addresses)
+    assert grants.attachment(network, (ip_address("10.9.0.77"),)).mac == given.mac
 
 
 def test_an_ingress_network_of_the_users_own_replaces_the_first() -> None:

@@ -470,3 +470,35 @@ class Operations(RuleBasedStateMachine):
 
 TestOperations = Operations.TestCase
 TestOperations.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+# --- plain containers on networks
+
+
+def test_plain_container_keeps_its_place_through_drain_and_a_lost_node() -> None:
+    world = World(2)
+    front = world.create_network("front")
+    place = world.task(world.attach("c1", "front", "n2"))
+    assert world.node("n2").attachments[-1].network_id == front.id
+    world.set_spec("n2", availability="drain")
+    world.set_node("n2", state="down")
+    assert world.task(place) == place
+    assert world.at_rest()
+
+
+def test_plain_container_that_ended_frees_its_address() -> None:
+    world = World(2)
+    world.create_network("small", "10.9.0.0/29")
+    places = [world.attach(f"c{number}", "small", "n1") for number in range(4)]
+    world.report(places[0], TaskState.SHUTDOWN)
+    assert [task.container for task in world.tasks()] == ["c1", "c2", "c3"]
+    assert world.attach("c9", "small", "n1").attachments[0].addresses == places[0].attachments[0].addresses
+
+
+def test_plain_container_goes_with_its_node() -> None:
+    world = World(2)
+    world.create_network("front")
+    world.attach("c1", "front", "n2")
+    node = world.node("n2")
+    world.change(lambda tx: tx.delete(node))
+    assert world.tasks() == []

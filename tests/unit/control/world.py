@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import msgspec
 
-from hivemesh.control import allocator, lookup, networks, services, swarm
+from hivemesh.control import lookup, networks, services, swarm
+from hivemesh.control.grants import Cursors, Grants
 from hivemesh.control.manager import converge
 from hivemesh.model.cluster import Cluster
-from hivemesh.model.ids import NodeID
+from hivemesh.model.ids import NodeID, ServiceID, TaskID
 from hivemesh.model.network import IPAMConfig, Network, NetworkSpec
 from hivemesh.model.node import Node, NodeDescription, NodeSpec
 from hivemesh.model.service import (
@@ -80,7 +81,7 @@ class World:
         self.view = View()
         self.now = 1_000_000.0
         self.wake: float | None = None
-        self.cursors = allocator.Cursors()
+        self.cursors = Cursors()
         self._ids = itertools.count(1)
         self._revisions = itertools.count(1)
         self.change(lambda tx: [tx.put(value) for value in self._initial(pools, subnet_size)])
@@ -176,6 +177,28 @@ class World:
         return lookup.network(self.view, name)
 
     # --- tasks
+
+    def attach(self, name: str, network: str, node: str) -> Task:
+        """A plain container on a node joins a network."""
+        joined = self.network(network)
+
+        def place(tx: Transaction) -> Task:
+            return tx.put(
+                Task(
+                    id=TaskID(self.new_id()),
+                    service_id=ServiceID(""),
+                    service_name="",
+                    slot=0,
+                    spec=TaskSpec(networks=(NetworkAttachmentConfig(target=joined.id),)),
+                    created=self.now,
+                    node_id=self.node(node).id,
+                    status=TaskStatus(timestamp=self.now, state=TaskState.RUNNING),
+                    attachments=(Grants(tx, self.new_id, self.cursors).attachment(joined),),
+                    container=name,
+                )
+            )
+
+        return self.change(place)
 
     def tasks(self, name: str | None = None) -> list[Task]:
         found = self.view.tasks_of(self.service(name).id) if name else list(self.view.all(Task))
