@@ -1,10 +1,12 @@
-"""Netlink sockets that live in a namespace of our choice, and the register that tells our changes from others'."""
+"""Sockets that live in a namespace of our choice, and the register that tells our changes from others'."""
 
 import ctypes
 import errno
 import os
 import socket
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 NETNS_DIR = "/run/netns"
 """Where `ip netns` pins namespaces."""
@@ -12,6 +14,8 @@ NETNS_DIR = "/run/netns"
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11  # linux/socket.h, linux/netlink.h
 _libc = ctypes.CDLL(None, use_errno=True)
+
+R = TypeVar("R")
 
 own_ports: set[int] = set()
 """Netlink port ids of sockets that change things for us: an event that carries one of them is our own echo.
@@ -21,38 +25,48 @@ is found by the slow timer.
 """
 
 
-def open_netlink(namespace: str, protocol: int) -> socket.socket:
-    """A bound netlink socket inside `namespace` ("" is our own), registered in `own_ports`.
+def inside(path: str, work: Callable[[], R]) -> R:
+    """What `work` returns, run by a thread inside the network namespace that the file at `path` stands for.
 
-    The socket stays in its namespace whoever uses it. Made by a thread of its own, since only a thread that ends right
-    after may change its namespace. Raises `FileNotFoundError` when there is no such namespace.
+    A socket stays in the namespace it was made in, whoever uses it. The thread ends right after, since it alone may
+    change its namespace. Raises `FileNotFoundError` when there is no such namespace.
     """
-    if not namespace:
-        return _bound(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
-    made: list[socket.socket] = []
+    made: list[R] = []
     failed: list[BaseException] = []
 
-    def make() -> None:
+    def run() -> None:
         try:
-            handle = os.open(f"{NETNS_DIR}/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if _libc.setns(handle, _CLONE_NEWNET):
                     code = ctypes.get_errno()
                     if code == errno.EINVAL:  # an empty file: its namespace is just being pinned or removed
                         code = errno.ENOENT
-                    raise OSError(code, f"cannot enter namespace {namespace}")
+                    raise OSError(code, f"cannot enter namespace {os.path.basename(path)}")
             finally:
                 os.close(handle)
-            made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
+            made.append(work())
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=make, name=f"enter {namespace}")
+    thread = threading.Thread(target=run, name=f"enter {path}")
     thread.start()
     thread.join()
     if failed:
         raise failed[0]
-    return _bound(made[0])
+    return made[0]
+
+
+def open_netlink(namespace: str, protocol: int) -> socket.socket:
+    """A bound netlink socket inside `namespace` ("" is our own), registered in `own_ports`.
+
+    Raises `FileNotFoundError` when there is no such namespace.
+    """
+
+    def make() -> socket.socket:
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+
+    return _bound(inside(f"{NETNS_DIR}/{namespace}", make) if namespace else make())
 
 
 def _bound(sock: socket.socket) -> socket.socket:
