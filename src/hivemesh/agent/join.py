@@ -14,11 +14,19 @@ from hivemesh.agent.identity import Facts, Identity
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
-from hivemesh.model.ids import ClusterID
+from hivemesh.model.ids import ClusterID, TaskID
 from hivemesh.model.node import Availability, Role
 from hivemesh.pki import MANAGER_NAME, JoinToken, ca_digest, client_context, new_request, unverified_context
 from hivemesh.wire import codec
-from hivemesh.wire.control import JoinReply, JoinRequest, Refusal, RenewRequest
+from hivemesh.wire.control import (
+    AttachReply,
+    AttachRequest,
+    DetachRequest,
+    JoinReply,
+    JoinRequest,
+    Refusal,
+    RenewRequest,
+)
 
 log = logging.getLogger("hivemesh.agent")
 
@@ -102,6 +110,22 @@ async def leave(identity: Identity) -> None:
         await _any("POST", "/v1/leave", identity, b"")
     except Forbidden as error:  # removed before: nothing to tell
         log.info("leaving: %s", error)
+
+
+async def attach(identity: Identity, request: AttachRequest) -> AttachReply:
+    """Put a container of this node on networks, by any manager. Raises what the manager refuses with, or
+    `Unavailable` when none can be asked.
+    """
+    manager, answer = await _any("POST", "/v1/attach", identity, codec.to_json(request))
+    try:
+        return codec.from_json(answer, AttachReply)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
+
+
+async def detach(identity: Identity, task: TaskID) -> None:
+    """The container is gone from all its networks. Raises as `attach` does."""
+    await _any("POST", "/v1/detach", identity, codec.to_json(DetachRequest(task=task)))
 
 
 async def _any(method: str, path: str, identity: Identity, body: bytes) -> tuple[str, bytes]:

@@ -11,15 +11,29 @@ from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from hivemesh.clock import Clock
-from hivemesh.control import allocator, lookup, networks, nodes, orchestrator, reaper, scheduler, services, swarm
+from hivemesh.control import (
+    allocator,
+    attachments,
+    lookup,
+    networks,
+    nodes,
+    orchestrator,
+    reaper,
+    scheduler,
+    services,
+    swarm,
+)
+from hivemesh.control.grants import Cursors
 from hivemesh.model import ids
 from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.errors import Exhausted, HivemeshError
+from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.network import Network, NetworkSpec
 from hivemesh.model.node import Node, NodeSpec
 from hivemesh.model.service import Service, ServiceSpec
 from hivemesh.model.task import Task
 from hivemesh.store.tables import Tables, Transaction
+from hivemesh.wire.control import AttachReply, AttachRequest
 
 log = logging.getLogger("hivemesh.control")
 
@@ -30,7 +44,7 @@ RETRY = 1.0
 """Seconds until the loops try again after the store refused, or after they did not come to rest."""
 
 
-def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: allocator.Cursors) -> float | None:
+def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: Cursors) -> float | None:
     """All passes until nothing changes. Returns when there is something to do again, in unix seconds, if known."""
     for _ in range(ROUNDS):
         before = tx.edits
@@ -51,7 +65,7 @@ class Manager:
         self.tables = tables
         self._clock = clock
         self._new_id = new_id
-        self._cursors = allocator.Cursors()
+        self._cursors = Cursors()
         self._wake: float | None = None
 
     async def run(self) -> None:
@@ -158,6 +172,28 @@ class Manager:
 
     def tasks(self) -> Collection[Task]:
         return self.tables.view.all(Task)
+
+    # --- plain containers on swarm networks
+
+    async def attach(self, node: NodeID, request: AttachRequest) -> AttachReply:
+        """Put a container of `node` on the networks it asks for, or see whether it could be. Raises as
+        `attachments.attach` does: then nothing changed.
+        """
+
+        def attach(tx: Transaction) -> AttachReply:
+            reply = attachments.attach(tx, node, request, self._clock.now(), self._new_id, self._cursors)
+            if not request.check:
+                self._converge(tx)
+            return reply
+
+        return await self.tables.update(attach)
+
+    async def detach(self, node: NodeID, task: TaskID) -> None:
+        def detach(tx: Transaction) -> None:
+            attachments.detach(tx, node, task)
+            self._converge(tx)
+
+        await self.tables.update(detach)
 
     # --- the cluster
 

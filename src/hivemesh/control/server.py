@@ -18,12 +18,13 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from hivemesh.clock import Clock
 from hivemesh.control.dispatcher import Dispatcher
 from hivemesh.control.join import admit, refresh
+from hivemesh.control.manager import Manager
 from hivemesh.model.addr import host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
 from hivemesh.model.node import Node
 from hivemesh.pki import Peer, peer_of, server_context
-from hivemesh.store.tables import Tables, Transaction
+from hivemesh.store.tables import Transaction
 from hivemesh.wire import codec
 from hivemesh.wire.control import (
     CLOSE_CONFLICT,
@@ -31,6 +32,8 @@ from hivemesh.wire.control import (
     CLOSE_REMOVED,
     MAX_FRAME,
     REFUSAL_HEADER,
+    AttachRequest,
+    DetachRequest,
     JoinRequest,
     Refusal,
     RenewRequest,
@@ -64,8 +67,11 @@ class ClusterServer:
     family means both.
     """
 
-    def __init__(self, tables: Tables, dispatcher: Dispatcher, *, certificate: Path, listen: str, clock: Clock) -> None:
-        self._tables = tables
+    def __init__(
+        self, manager: Manager, dispatcher: Dispatcher, *, certificate: Path, listen: str, clock: Clock
+    ) -> None:
+        self._manager = manager
+        self._tables = manager.tables
         self._dispatcher = dispatcher
         self._certificate = certificate
         self._listen = listen
@@ -107,6 +113,8 @@ class ClusterServer:
                 web.post("/v1/join", self._join),
                 web.post("/v1/renew", self._renew),
                 web.post("/v1/leave", self._leave),
+                web.post("/v1/attach", self._attach),
+                web.post("/v1/detach", self._detach),
                 web.get("/v1/session", self._session),
             ]
         )
@@ -138,6 +146,15 @@ class ClusterServer:
         await self._tables.update(mark)
         log.info("node %s left the swarm", peer.node_id)
         await self._dispatcher.close(peer.node_id, CLOSE_REMOVED, "the node left the swarm")
+        return web.Response(status=204)
+
+    async def _attach(self, request: web.Request) -> web.Response:
+        _, peer = self._member(request)
+        return _json(await self._manager.attach(peer.node_id, await _body(request, AttachRequest)))
+
+    async def _detach(self, request: web.Request) -> web.Response:
+        _, peer = self._member(request)
+        await self._manager.detach(peer.node_id, (await _body(request, DetachRequest)).task)
         return web.Response(status=204)
 
     async def _session(self, request: web.Request) -> web.StreamResponse:

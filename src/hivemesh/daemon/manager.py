@@ -34,7 +34,7 @@ class ManagerRole:
             manager = Manager(tables, self._clock)
             dispatcher = Dispatcher(tables, self._clock)
             server = ClusterServer(
-                tables,
+                manager,
                 dispatcher,
                 certificate=self._identity.certificate,
                 listen=self._identity.facts.listen,

@@ -11,7 +11,7 @@ from hivemesh.model.addr import MAC, VNI, Address, Interface
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
 from hivemesh.model.node import NodeDescription
-from hivemesh.model.service import Balance
+from hivemesh.model.service import Balance, ContainerSpec, PortConfig
 from hivemesh.model.task import Attachment, Task, TaskStatus
 
 
@@ -236,6 +236,46 @@ class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
     certificate: str  # PEM
     ca: str  # PEM
     role: str
+
+
+# --- containers that are no task's (HTTPS, any member for itself) --------------------------------------------------
+
+
+class Joining(msgspec.Struct, frozen=True, kw_only=True):
+    """A network a container wants to be on: its id, name or the beginning of its id; addresses only if it insists."""
+
+    network: str
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[Address, ...] = ()  # at most one per family
+
+
+class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/attach`: this container of the calling node should be on exactly these networks. Repeatable.
+
+    `task` is chosen by the node and stays the container's for all its life. With `check` nothing is granted: the
+    answer is what would be, but for addresses.
+    """
+
+    task: TaskID
+    container: str  # its name
+    container_id: str = ""
+    networks: tuple[Joining, ...] = ()
+    spec: ContainerSpec = ContainerSpec()  # what concerns names: hostname, hosts, DNS settings
+    ports: tuple[PortConfig, ...] = ()  # published on the node itself
+    check: bool = False
+
+
+class AttachReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`names` are those of the networks in `task.spec.networks`."""
+
+    task: Task
+    names: tuple[str, ...]
+
+
+class DetachRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/detach`: nothing of the container shall remain. Repeatable."""
+
+    task: TaskID
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

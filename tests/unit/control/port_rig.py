@@ -17,6 +17,7 @@ from hivemesh.agent.join import join
 from hivemesh.agent.session import Session
 from hivemesh.clock import Clock, SystemClock
 from hivemesh.control.dispatcher import Dispatcher
+from hivemesh.control.manager import Manager
 from hivemesh.control.server import ClusterServer
 from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.cluster import Dispatcher as DispatcherSpec
@@ -187,7 +188,11 @@ async def open_swarm(
     port = port or free_port()
     dispatcher = Dispatcher(tables, clock)
     server = ClusterServer(
-        tables, dispatcher, certificate=data / "node.pem", listen=f"0.0.0.0:{port}", clock=SystemClock()
+        Manager(tables, clock),
+        dispatcher,
+        certificate=data / "node.pem",
+        listen=f"0.0.0.0:{port}",
+        clock=SystemClock(),
     )
     running = [asyncio.create_task(dispatcher.run()), asyncio.create_task(server.run())]
     swarm = Swarm(directory, port, tables, dispatcher, server, clock)
