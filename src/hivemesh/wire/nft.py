@@ -99,6 +99,8 @@ RTN_LOCAL = 2
 _EQ, _NEQ = 0, 1
 _SNAT, _DNAT = 0, 1
 _MAP_IPS, _PROTO_SPECIFIED = 1, 2
+_CHECKSUM_INET = 1
+_REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
 
 
 def _u32(number: int) -> bytes:
@@ -150,11 +152,13 @@ def payload(base: int, offset: int, length: int, reg: int = 0) -> Expr:
     return Expr("payload", ((1, _reg(reg)), (2, _u32(base)), (3, _u32(offset)), (4, _u32(length))))
 
 
-def payload_set(base: int, offset: int, length: int, reg: int = 0) -> Expr:
-    """Write packet bytes; no checksum is touched, so this is for the link layer."""
+def payload_set(base: int, offset: int, length: int, reg: int = 0, checksum: int | None = None) -> Expr:
+    """Write packet bytes. `checksum` is the offset of the layer's checksum that covers them (TCP: 16, UDP: 6); None
+    leaves all checksums alone, which is right for the link layer."""
+    kind, where = (0, 0) if checksum is None else (_CHECKSUM_INET, checksum)
     return Expr(
         "payload",
-        ((5, _reg(reg)), (2, _u32(base)), (3, _u32(offset)), (4, _u32(length)), (6, _u32(0)), (7, _u32(0))),
+        ((5, _reg(reg)), (2, _u32(base)), (3, _u32(offset)), (4, _u32(length)), (6, _u32(kind)), (7, _u32(where))),
     )
 
 
@@ -186,6 +190,31 @@ def vmap(name: str, reg: int = 0) -> Expr:
 def numgen(modulus: int, reg: int = 0) -> Expr:
     """0, 1, ... modulus - 1, again and again: one counter per rule, shared by all processors."""
     return Expr("numgen", ((1, _reg(reg)), (2, _u32(modulus)), (3, _u32(0)), (4, _u32(0))))
+
+
+def jhash(length: int, modulus: int, seed: int, reg: int = 0, to: int = 0) -> Expr:
+    """A number below `modulus` that depends on the `length` bytes from `reg` on and on `seed` alone (Jenkins' hash)."""
+    return Expr(
+        "hash",
+        (
+            (1, _reg(reg)),
+            (2, _reg(to)),
+            (3, _u32(length)),
+            (4, _u32(modulus)),
+            (5, _u32(seed)),
+            (7, _u32(0)),
+        ),
+    )
+
+
+def reset() -> Expr:
+    """Refuse a TCP packet as a closed port does."""
+    return Expr("reject", ((1, _u32(_REJECT_TCP_RESET)),))
+
+
+def unreachable() -> Expr:
+    """Refuse a packet of any other protocol, of either family, as a closed port does."""
+    return Expr("reject", ((1, _u32(_REJECT_ICMPX)), (2, bytes([_ICMPX_PORT_UNREACHABLE]))))
 
 
 def immediate(data: bytes, reg: int = 0) -> Expr:
@@ -281,6 +310,11 @@ def match_source(prefix: Prefix) -> tuple[Expr, ...]:
 def load_destination(version: int, reg: int = 0) -> Expr:
     """The destination address of an IPv4 or IPv6 packet."""
     return payload(NETWORK_LAYER, 16, 4, reg) if version == 4 else payload(NETWORK_LAYER, 24, 16, reg)
+
+
+def match_destination(version: int, address: bytes) -> tuple[Expr, ...]:
+    """`ip daddr` or `ip6 daddr`, with the family check an inet table needs first."""
+    return *match_nfproto(IPV4 if version == 4 else IPV6), load_destination(version), cmp(address)
 
 
 def load_destination_port(reg: int = 0) -> Expr:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemesh.dataplane.balancer.nftables import mesh_table, slots
+from hivemesh.dataplane.balancer.api import published
+from hivemesh.dataplane.balancer.nftables import slots_of
 from hivemesh.dataplane.plan import (
     GatewayLease,
     HostFacts,
@@ -19,6 +20,7 @@ from hivemesh.dataplane.plan import (
     plan_overlay,
     plan_sandbox,
 )
+from hivemesh.dataplane.plan.balancing import mesh_part
 from hivemesh.kernel.api import HOST, Bridge, FdbEntry, NamespacePlan, Neighbor, Route, Veth, Vxlan
 from hivemesh.model.addr import MAC, VNI, Address, Interface, mac_of
 from hivemesh.model.errors import Unavailable
@@ -291,14 +293,19 @@ def test_ingress_sandbox_waits_for_the_nodes_own_address() -> None:
     assert Neighbor(link="eth1", address=FACTS.gateway6.ip, mac=MAC("02:42:ac:12:00:01")) in plan.neighbors
 
 
+def mesh(*publishes: PublishItem) -> Table:
+    (table,) = mesh_part(publishes, "nftables", outside="eth1", overlay="eth0").tables
+    return table
+
+
 def test_port_without_backends_is_in_no_map() -> None:
-    table = mesh_table([publish(8090, 5, 6), publish(8091)], outside="eth1", overlay="eth0")
+    table = mesh(publish(8090, 5, 6), publish(8091))
     assert the_map(table, "ports").elements == {protocol_port("tcp", 8090): Goto("tcp-8090")}
     assert table.chain("tcp-8091") is None
 
 
 def test_backends_of_one_family_only_are_not_offered_to_the_other() -> None:
-    table = mesh_table([publish(8090, 5, 6, six=False)], outside="eth1", overlay="eth0")
+    table = mesh(publish(8090, 5, 6, six=False))
     chain = table.chain("tcp-8090")
     assert chain is not None
     assert len(chain.rules) == 1
@@ -307,8 +314,8 @@ def test_backends_of_one_family_only_are_not_offered_to_the_other() -> None:
 
 def test_growing_service_keeps_its_slots() -> None:
     before, after = publish(8090, 5, 6, 7), publish(8090, 5, 6, 7, 8)
-    assert slots(after, 4)[:3] == slots(before, 4)
-    assert slots(after, 6)[:3] == slots(before, 6)
+    for version in (4, 6):
+        assert slots_of(published(after), version)[:3] == slots_of(published(before), version)
 
 
 @given(st.lists(st.integers(2, 250), unique=True, max_size=8), st.integers())

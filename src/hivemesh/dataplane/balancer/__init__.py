@@ -1,0 +1,1 @@
+"""Connections spread over backends: one Protocol (`api`), one module per engine."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.model.addr import Address
 from hivemesh.model.network import VXLAN_OVERHEAD
 
@@ -27,6 +28,8 @@ class HostFacts:
     """Somebody on this machine (Kubernetes) needs bridged packets to pass iptables (br_netfilter). Else the host's plan
     turns that off: it rewrites packets of our bridge before they are routed, and then ::1 and containers of this node
     do not reach its published ports."""
+    balancer: Engine = BASE
+    """What balances services here whose labels do not say."""
 
     @property
     def overhead(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hivemesh.dataplane.balancer.nftables import mesh_table
+from hivemesh.dataplane.plan.balancing import mesh_part
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import INGRESS_MARK, INGRESS_PORT, INGRESS_SANDBOX
 from hivemesh.dataplane.plan.wiring import (
@@ -25,6 +25,7 @@ def plan_ingress(network: NetworkItem, facts: HostFacts, publishes: Iterable[Pub
     own = network.own
     if own is None:
         raise Unavailable(f"network {network.name} has no address for this node yet: wait for the manager's next view")
+    part = mesh_part(publishes, facts.balancer, outside=GATEWAY_LINK, overlay=OVERLAY_LINK)
     addresses = [LinkAddress(link=OVERLAY_LINK, address=a) for a in own.addresses]
     addresses += [LinkAddress(link=GATEWAY_LINK, address=a) for a in (facts.ingress4, facts.ingress6)]
     return NamespacePlan(
@@ -43,6 +44,7 @@ def plan_ingress(network: NetworkItem, facts: HostFacts, publishes: Iterable[Pub
             "net/ipv6/conf/all/forwarding": "1",
             "net/ipv4/conf/all/send_redirects": "0",
             "net/ipv4/conf/default/send_redirects": "0",
-        },
-        tables=(mesh_table(publishes, outside=GATEWAY_LINK, overlay=OVERLAY_LINK),),
+        }
+        | dict(part.sysctls),
+        tables=part.tables,
     )

@@ -1,0 +1,22 @@
+"""What is balanced in a namespace, handed to the engines that are to do it. Pure."""
+
+from collections.abc import Callable, Iterable
+
+from hivemesh.dataplane.balancer.api import Part, Virtual, published, virtual
+from hivemesh.dataplane.balancer.engines import ENGINES, Engine, by_engine, joined
+from hivemesh.wire.control import PublishItem, ServiceItem
+
+Describe = Callable[[ServiceItem], tuple[Virtual, ...]]
+
+
+def mesh_part(publishes: Iterable[PublishItem], default: Engine, *, outside: str, overlay: str) -> Part:
+    """All published ports, in `ingress_sbox`."""
+    entries = by_engine(((item.balance, published(item)) for item in publishes), default)
+    return joined([ENGINES[name].mesh(ports, outside=outside, overlay=overlay) for name, ports in entries.items()])
+
+
+def vip_part(services: Iterable[ServiceItem], default: Engine, describe: Describe = virtual) -> Part:
+    """All virtual addresses of a sandbox's networks. `describe` may remember what it said of an item, which spares the
+    engine the work for all that did not change."""
+    entries = by_engine(((item.balance, vip) for item in services for vip in describe(item)), default)
+    return joined([ENGINES[name].vips(vips) for name, vips in entries.items()])
