@@ -4,10 +4,13 @@ The daemon sends what there is, piece by piece, and `Sync` with a number; the re
 number once every question from then on is answered accordingly. Both directions may carry sockets (SCM_RIGHTS).
 """
 
+import struct
+
 import msgspec
 
 from hivemesh.model.addr import Address
 from hivemesh.model.ids import NetworkID
+from hivemesh.wire.codec import pack
 
 RESOLVER_ADDRESS = "127.0.0.11"
 """Where containers ask (Docker's number)."""
@@ -54,7 +57,15 @@ class Sync(Frame, frozen=True, kw_only=True, tag="sync"):
     whole: bool = False
 
 
-ToResolver = Names | Sandbox | Forget | Sync
+class TakeOver(Frame, frozen=True, kw_only=True, tag="take-over"):
+    """From a new resolver to the one it replaces: give me all you have. Answered by `Names`, `Moved` and `AllMoved`."""
+
+
+class Taken(Frame, frozen=True, kw_only=True, tag="taken"):
+    """The new resolver has all of it and answers from now on; without this word the old one would carry on."""
+
+
+ToResolver = Names | Sandbox | Forget | Sync | TakeOver | Taken
 
 
 class Greeting(Frame, frozen=True, kw_only=True, tag="greeting"):
@@ -71,4 +82,27 @@ class Synced(Frame, frozen=True, kw_only=True, tag="synced"):
     failed: dict[str, str] = {}
 
 
+class Moved(Frame, frozen=True, kw_only=True, tag="moved"):
+    """A sandbox changes hands. With it come its sockets: UDP, the listening one, then one for each of `unread`."""
+
+    sandbox: Sandbox
+    unread: tuple[bytes, ...] = ()  # of each connection that goes along, what was read of a question not yet complete
+
+
+class AllMoved(Frame, frozen=True, kw_only=True, tag="all-moved"):
+    """That was all. With it comes the lock that keeps a second resolver away."""
+
+
 FromResolver = Greeting | Synced
+ToSuccessor = Greeting | Names | Moved | AllMoved
+
+LENGTH = struct.Struct("!I")
+"""Before each frame: how many bytes it has."""
+MAX_FRAME = 64 * 1024 * 1024
+"""Bytes of the largest frame either side accepts: the names of some 500,000 tasks."""
+
+
+def framed(frame: Frame) -> bytes:
+    """As it goes over the socket."""
+    packed = pack(frame)
+    return LENGTH.pack(len(packed)) + packed
