@@ -1,14 +1,10 @@
 """A task in the engine's terms: pure."""
 
-import re
-
 import msgspec
 
 from hivemesh.engine.api import ContainerRequest
-from hivemesh.model.errors import Invalid
+from hivemesh.model import template
 from hivemesh.model.task import Task
-
-_PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 
 
 def container_request(task: Task, netns: str, hostname: str) -> ContainerRequest:
@@ -16,18 +12,10 @@ def container_request(task: Task, netns: str, hostname: str) -> ContainerRequest
 
     Raises `Invalid` when a template names what hivemesh does not know.
     """
-    known = {
-        ".Service.ID": task.service_id,
-        ".Service.Name": task.service_name,
-        ".Task.ID": task.id,
-        ".Task.Name": task.name,
-        ".Task.Slot": str(task.slot),
-        ".Node.ID": task.node_id or "",
-        ".Node.Hostname": hostname,
-    }
+    values = template.values_of(task, hostname)
 
     def filled(text: str) -> str:
-        return _PLACEHOLDER.sub(lambda found: _value(known, found), text) if "{{" in text else text
+        return template.fill(text, values)
 
     spec = task.spec.container_spec
     spec = msgspec.structs.replace(
@@ -52,10 +40,3 @@ def container_request(task: Task, netns: str, hostname: str) -> ContainerRequest
         netns=netns,
         hostname=spec.hostname,
     )
-
-
-def _value(known: dict[str, str], found: re.Match[str]) -> str:
-    try:
-        return known[found[1]]
-    except KeyError:
-        raise Invalid(f"unknown placeholder {found[0]}: this version knows {', '.join(known)}") from None

@@ -1,6 +1,6 @@
 """How a service is balanced, as the labels of services and nodes say; the labels' one home."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from hivemesh.model.errors import Invalid
 from hivemesh.model.service import Balance, Scheduler
@@ -12,6 +12,9 @@ BALANCER_LABEL = "hivemesh.balancer"
 WEIGHT_LABEL = "hivemesh.weight"
 """Of a node: the share of connections its tasks get, against 1 of other nodes; 0 lets no new ones in."""
 MAX_WEIGHT = 100
+RESERVED = "hivemesh."
+OF_SERVICES = (SCHEDULER_LABEL, BALANCER_LABEL)
+OF_NODES = (WEIGHT_LABEL,)
 _SCHEDULERS: Mapping[str, Scheduler] = {
     "rr": "rr",
     "wrr": "rr",
@@ -52,3 +55,12 @@ def weight_of(labels: Mapping[str, str]) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= MAX_WEIGHT):
         raise Invalid(f"invalid label {WEIGHT_LABEL}={text}: use a number from 0 to {MAX_WEIGHT}")
     return int(text)
+
+
+def check_labels(labels: Mapping[str, str], known: Collection[str]) -> None:
+    """Labels of our own that mean nothing where they stand are slips. Raises `Invalid`."""
+    for label in labels:
+        if label.startswith(RESERVED) and label not in known:
+            raise Invalid(
+                f"invalid label {label}: of the labels {RESERVED}* only {', '.join(known)} have a meaning here"
+            )

@@ -4,6 +4,8 @@ import ipaddress
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
+import msgspec
+
 from hivemesh.control import lookup, validate
 from hivemesh.ipam import pools
 from hivemesh.model.addr import Address, Prefix, parse_address, parse_prefix
@@ -15,12 +17,21 @@ from hivemesh.model.service import Service
 from hivemesh.model.task import Task, TaskState
 from hivemesh.store.tables import Transaction, View
 
+OPTIONS = (MTU_OPTION, VNI_OPTION)
+"""Driver options an overlay network may carry; anything else would be ignored, so it is refused."""
 MAX_VNI = (1 << 24) - 1
 MTU = range(1280, 65536)
 """IPv6 needs 1280 (RFC 8200)."""
 SMALLEST_V4 = 29
 """Network, broadcast and gateway address leave five."""
 SMALLEST_V6 = 120
+NOT_FOR_HOSTS = tuple(
+    map(
+        ipaddress.ip_network,
+        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/16", "fe80::/10", "ff00::/8"),
+    )
+)
+"""This host, loopback, link-local, multicast and reserved; in IPv6 also IPv4 in disguise (RFC 6890)."""
 
 
 def create(tx: Transaction, spec: NetworkSpec, now: float, new_id: str) -> Network:
@@ -38,11 +49,13 @@ def create(tx: Transaction, spec: NetworkSpec, now: float, new_id: str) -> Netwo
     subnets = given_subnets(spec)
     for subnet in subnets:
         _check_free(tx, subnet.prefix)
+    if any(subnet.prefix.version == 6 for subnet in subnets):
+        spec = msgspec.structs.replace(spec, ipv6=True)
     return tx.put(Network(id=NetworkID(new_id), spec=spec, created=now, updated=now))
 
 
 def remove(tx: Transaction, reference: str) -> Network:
-    """Raises `Invalid` while a service or a live task is on the network."""
+    """Raises `Invalid` while a service, a live task or a plain container is on the network."""
     network = lookup.network(tx, reference)
     if network.spec.ingress:
         for service in tx.all(Service):
@@ -57,7 +70,8 @@ def remove(tx: Transaction, reference: str) -> Network:
     for task in tx.all(Task):
         running = task.desired <= TaskState.RUNNING and not task.status.state.dead
         if running and any(attachment.network_id == network.id for attachment in task.attachments):
-            raise Invalid(f"network {network.id} is in use by task {task.id}")
+            who = f" (container {task.container})" if task.attached else ""
+            raise Invalid(f"network {network.id} is in use by task {task.id}{who}")
     tx.delete(network)
     return network
 
@@ -77,8 +91,9 @@ def _subnet(config: IPAMConfig) -> Subnet:
     smallest = SMALLEST_V4 if prefix.version == 4 else SMALLEST_V6
     if prefix.prefixlen > smallest:
         raise Invalid(f"invalid subnet {prefix}: too small, use /{smallest} or larger")
-    if prefix.is_multicast or prefix.is_loopback or prefix.is_link_local or prefix.is_unspecified:
-        raise Invalid(f"invalid subnet {prefix}: not a range for hosts")
+    reserved = pools.overlapping(prefix, NOT_FOR_HOSTS)
+    if reserved is not None:
+        raise Invalid(f"invalid subnet {prefix}: not a range for hosts, because of {reserved}")
     gateway = parse_address(config.gateway, "gateway") if config.gateway else first_host(prefix)
     if not _holds(prefix, gateway):
         raise Invalid(f"invalid gateway {gateway}: it is not a host address of subnet {prefix}")
@@ -133,8 +148,10 @@ def _check_ingress(tx: Transaction, spec: NetworkSpec) -> None:
 
 
 def _check_options(tx: Transaction, spec: NetworkSpec) -> None:
+    for option in sorted(spec.options.keys() - OPTIONS):
+        raise Unsupported(f"network option {option!r} is not supported: there are {', '.join(OPTIONS)}")
     mtu = spec.options.get(MTU_OPTION)
-    if mtu is not None and not (mtu.isascii() and mtu.isdigit() and int(mtu) in MTU):
+    if mtu is not None and not (mtu.isascii() and mtu.isdigit() and len(mtu) <= 5 and int(mtu) in MTU):
         raise Invalid(f"invalid {MTU_OPTION} {mtu!r}: use {MTU.start} to {MTU.stop - 1}")
     vni = wanted_vni(spec)
     for network in tx.all(Network):
@@ -147,10 +164,9 @@ def wanted_vni(spec: NetworkSpec) -> int | None:
     text = spec.options.get(VNI_OPTION)
     if text is None:
         return None
-    first = text.split(",")[0].strip()
-    if not (first.isascii() and first.isdigit() and 0 < int(first) <= MAX_VNI):
+    if not (text.isascii() and text.isdigit() and len(text) <= 8 and 0 < int(text) <= MAX_VNI):
         raise Invalid(f"invalid {VNI_OPTION} {text!r}: use a number from 1 to {MAX_VNI}")
-    return int(first)
+    return int(text)
 
 
 def _holds(prefix: Prefix, address: Address) -> bool:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from hivemesh.control import lookup
+from hivemesh.control import balance, lookup
 from hivemesh.control.services import OUT_OF_SEQUENCE
 from hivemesh.model.errors import Invalid, OutOfSequence, Unsupported
 from hivemesh.model.node import Node, NodeSpec
@@ -14,6 +14,8 @@ def update(tx: Transaction, reference: str, version: int, spec: NodeSpec, now: f
     node = lookup.node(tx, reference)
     if version != node.version:
         raise OutOfSequence(OUT_OF_SEQUENCE)
+    balance.check_labels(spec.labels, balance.OF_NODES)
+    balance.weight_of(spec.labels)
     if spec.role != node.spec.role:
         managers = sum(other.spec.role == "manager" for other in tx.all(Node))
         if spec.role == "worker" and managers == 1:

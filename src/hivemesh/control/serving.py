@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hivemesh.control.balance import balance_of, weight_of
+from hivemesh.model import template
 from hivemesh.model.addr import Address, address_of
 from hivemesh.model.errors import Invalid
 from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID, short
@@ -21,16 +22,27 @@ from hivemesh.wire.control import AnyItem, Backend, EndpointItem, PublishItem, S
 K = TypeVar("K")
 V = TypeVar("V")
 Group = Mapping[str, AnyItem]
-Weights = Mapping[NodeID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a task's node adds to what is told of the task."""
+
+    weight: int = 1
+    hostname: str = ""
+
+
+Sites = Mapping[NodeID, Site]
+NOWHERE = Site()
 
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What follows from one service, its serving tasks and the weights of their nodes."""
+    """What follows from one service, its serving tasks and their nodes."""
 
     service: Service
     serving: Sequence[Task]
-    weights: Sequence[int]
+    sites: Sequence[Site]
     publishes: Group
     names: Mapping[NetworkID, ServiceItem]
 
@@ -52,26 +64,26 @@ class Serving:
         services: Iterable[Service],
         serving: Mapping[ServiceID, Collection[Task]],
         attached: Iterable[Task],
-        weights: Weights,
+        sites: Sites,
     ) -> None:
         """Take over allocated networks, all services with their serving tasks, and serving attached containers."""
         if not same(networks, self._networks):
             self._networks, self._served, self._attached = networks, {}, {}
-        self._update_services(services, serving, weights)
-        self._update_endpoints(attached)
+        self._update_services(services, serving, sites)
+        self._update_endpoints(attached, sites)
 
     def _update_services(
-        self, services: Iterable[Service], serving: Mapping[ServiceID, Collection[Task]], weights: Weights
+        self, services: Iterable[Service], serving: Mapping[ServiceID, Collection[Task]], sites: Sites
     ) -> None:
         served: dict[ServiceID, _Served] = {}
         publishes: dict[str, AnyItem] = {}
         by_network: dict[NetworkID, dict[str, AnyItem]] = {}
         for service in services:
             tasks = tuple(sorted(serving.get(service.id, ()), key=lambda task: (task.slot, task.id)))
-            shares = tuple(weights.get(task.node_id, 1) if task.node_id else 1 for task in tasks)
+            where = tuple(_site(sites, task) for task in tasks)
             known = self._served.get(service.id)
-            if known is None or known.service is not service or (known.serving, known.weights) != (tasks, shares):
-                known = self._serve(service, tasks, shares, known)
+            if known is None or known.service is not service or (known.serving, known.sites) != (tasks, where):
+                known = self._serve(service, tasks, where, known)
             served[service.id] = known
             publishes.update(known.publishes)
             for network, item in known.names.items():
@@ -80,35 +92,33 @@ class Serving:
         self.publishes = publishes if publishes != self.publishes else self.publishes
         self.services = kept(self.services, by_network)
 
-    def _update_endpoints(self, attached: Iterable[Task]) -> None:
+    def _update_endpoints(self, attached: Iterable[Task], sites: Sites) -> None:
         known: dict[TaskID, tuple[Task, Mapping[NetworkID, EndpointItem]]] = {}
         by_network: dict[NetworkID, dict[str, AnyItem]] = {}
         for task in attached:
             before = self._attached.get(task.id)
-            entry = before if before is not None and before[0] is task else (task, self._endpoints_of(task))
+            entry = before if before is not None and before[0] is task else (task, self._endpoints_of(task, sites))
             known[task.id] = entry
             for network, item in entry[1].items():
                 by_network.setdefault(network, {})[key_of(item)] = item
         self._attached = known
         self.endpoints = kept(self.endpoints, by_network)
 
-    def _serve(
-        self, service: Service, tasks: Sequence[Task], weights: Sequence[int], before: _Served | None
-    ) -> _Served:
+    def _serve(self, service: Service, tasks: Sequence[Task], sites: Sequence[Site], before: _Served | None) -> _Served:
         balance = _balance(service)
         names: dict[NetworkID, ServiceItem] = {}
-        for item in self._names_of(service, balance, tasks, weights):
+        for item in self._names_of(service, balance, tasks, sites):
             known = before.names.get(item.network) if before is not None else None
             names[item.network] = known if known is not None and known == item else item
-        return _Served(service, tasks, weights, self._publishes_of(service, balance, tasks, weights), names)
+        return _Served(service, tasks, sites, self._publishes_of(service, balance, tasks, sites), names)
 
-    def _publishes_of(self, service: Service, balance: Balance, tasks: Iterable[Task], weights: Iterable[int]) -> Group:
+    def _publishes_of(self, service: Service, balance: Balance, tasks: Iterable[Task], sites: Iterable[Site]) -> Group:
         ports = [port for port in service.ports if port.publish_mode == "ingress" and port.published_port]
         if not ports:
             return {}
         backends = tuple(
-            Backend(task=task.id, addresses=addresses, weight=weight)
-            for task, weight in zip(tasks, weights, strict=True)
+            Backend(task=task.id, addresses=addresses, weight=site.weight)
+            for task, site in zip(tasks, sites, strict=True)
             if (addresses := self._on_ingress(task))
         )
         items = [
@@ -125,7 +135,7 @@ class Serving:
         return {key_of(item): item for item in items}
 
     def _names_of(
-        self, service: Service, balance: Balance, tasks: Sequence[Task], weights: Sequence[int]
+        self, service: Service, balance: Balance, tasks: Sequence[Task], sites: Sequence[Site]
     ) -> Iterable[ServiceItem]:
         """The service on each of its networks where it can be had by name."""
         virtual = service.spec.endpoint_spec.mode == "vip"
@@ -142,19 +152,26 @@ class Serving:
                 vips=vips[network] if virtual else (),
                 balance=balance,
                 backends=tuple(
-                    Backend(task=task.id, addresses=_addresses(attachment), weight=weight, names=_task_names(task))
-                    for task, weight in zip(tasks, weights, strict=True)
+                    Backend(
+                        task=task.id,
+                        addresses=_addresses(attachment),
+                        weight=site.weight,
+                        names=_task_names(task, site),
+                    )
+                    for task, site in zip(tasks, sites, strict=True)
                     if (attachment := _attachment(task, network)) is not None
                 ),
             )
 
-    def _endpoints_of(self, task: Task) -> Mapping[NetworkID, EndpointItem]:
+    def _endpoints_of(self, task: Task, sites: Sites) -> Mapping[NetworkID, EndpointItem]:
         aliases = {NetworkID(config.target): config.aliases for config in task.spec.networks}
         return {
             attachment.network_id: EndpointItem(
                 network=attachment.network_id,
                 endpoint=attachment.endpoint_id,
-                names=_distinct(task.container, *_own_names(task), *aliases.get(attachment.network_id, ())),
+                names=_distinct(
+                    task.container, *_own_names(task, _site(sites, task)), *aliases.get(attachment.network_id, ())
+                ),
                 addresses=_addresses(attachment),
             )
             for attachment in task.attachments
@@ -170,15 +187,16 @@ class Serving:
         )
 
 
-def weights_of(nodes: Iterable[Node]) -> Weights:
-    """The weight of each node's backends. A label nobody checked counts as none."""
-    weights: dict[NodeID, int] = {}
+def sites_of(nodes: Iterable[Node]) -> Sites:
+    """By node. A label that nobody checked counts as none."""
+    sites: dict[NodeID, Site] = {}
     for node in nodes:
         try:
-            weights[node.id] = weight_of(node.spec.labels)
+            weight = weight_of(node.spec.labels)
         except Invalid:
-            weights[node.id] = 1
-    return weights
+            weight = NOWHERE.weight
+        sites[node.id] = Site(weight, node.description.hostname)
+    return sites
 
 
 def same(a: Mapping[K, V], b: Mapping[K, V]) -> bool:
@@ -200,13 +218,22 @@ def _balance(service: Service) -> Balance:
         return Balance()
 
 
-def _task_names(task: Task) -> tuple[str, ...]:
-    return _distinct(task.name, *_own_names(task))
+def _site(sites: Sites, task: Task) -> Site:
+    return sites.get(task.node_id, NOWHERE) if task.node_id else NOWHERE
 
 
-def _own_names(task: Task) -> tuple[str, ...]:
+def _task_names(task: Task, site: Site) -> tuple[str, ...]:
+    return _distinct(task.name, *_own_names(task, site))
+
+
+def _own_names(task: Task, site: Site) -> tuple[str, ...]:
     """What the container itself is called, whoever it works for."""
-    return short(task.status.container_id), task.spec.container_spec.hostname
+    hostname = task.spec.container_spec.hostname
+    try:
+        hostname = template.fill(hostname, template.values_of(task, site.hostname)) if hostname else ""
+    except Invalid:
+        hostname = ""
+    return short(task.status.container_id), hostname
 
 
 def _distinct(*names: str) -> tuple[str, ...]:

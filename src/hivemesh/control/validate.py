@@ -8,11 +8,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hivemesh.control import constraints
+from hivemesh.control import balance, constraints, containerspec
 from hivemesh.model.errors import Conflict, Invalid, NotFound, Unsupported
 from hivemesh.model.network import Network
 from hivemesh.model.service import (
-    ContainerSpec,
     EndpointSpec,
     NetworkAttachmentConfig,
     PortConfig,
@@ -52,6 +51,8 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
             raise Conflict(f"name conflicts with an existing object: service {spec.name} already exists")
     if not 0 <= spec.replicas <= MAX_REPLICAS:
         raise Invalid(f"Replicas: {spec.replicas} is out of range: use 0 to {MAX_REPLICAS}")
+    balance.check_labels(spec.labels, balance.OF_SERVICES)
+    balance.balance_of(spec.labels)
     _template(spec.task_template)
     _update(spec.update_config, "UpdateConfig")
     _update(spec.rollback_config, "RollbackConfig")
@@ -62,7 +63,7 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
 
 
 def _template(template: TaskSpec) -> None:
-    _container(template.container_spec)
+    containerspec.check(template.container_spec)
     for limits, what in (
         (template.resources.limits, "Resources.Limits"),
         (template.resources.reservations, "Resources.Reservations"),
@@ -77,27 +78,6 @@ def _template(template: TaskSpec) -> None:
         raise Invalid("Placement: MaxReplicas cannot be negative")
     for text in template.placement.constraints:
         constraints.parse(text)
-
-
-def _container(container: ContainerSpec) -> None:
-    if not container.image:
-        raise Invalid("ContainerSpec: image reference must be provided")
-    if re.search(r"[\s\x00-\x1f]", container.image) or container.image.startswith("-"):
-        raise Invalid(f'ContainerSpec: "{container.image}" is not a valid repository/tag')
-    for variable in container.env:
-        if not variable.partition("=")[0] or "\0" in variable:
-            raise Invalid(f"ContainerSpec: invalid environment variable {variable!r}: expected NAME=value")
-    if container.stop_grace_period < 0:
-        raise Invalid("ContainerSpec: stop-grace-period cannot be negative")
-    targets = set()
-    for mount in container.mounts:
-        if not mount.target:
-            raise Invalid("ContainerSpec: mount target must be provided")
-        if mount.target in targets:
-            raise Invalid(f"ContainerSpec: duplicate mount point: {mount.target}")
-        targets.add(mount.target)
-        if mount.type == "bind" and not mount.source.startswith("/"):
-            raise Invalid(f"ContainerSpec: the source of bind mount {mount.target} must be an absolute path")
 
 
 def _resources(limits: ResourceLimits, what: str) -> None:
@@ -197,7 +177,11 @@ def _networks(view: View, attachments: Iterable[NetworkAttachmentConfig]) -> Ite
         if found.id in seen:
             raise Invalid(f"network {found.spec.name} is given twice")
         seen.add(found.id)
-        yield msgspec.structs.replace(attachment, target=found.id)
+        for alias in attachment.aliases:
+            containerspec.check_name(alias, f"alias of network {found.spec.name}")
+        for option in sorted(attachment.driver_opts):
+            raise Unsupported(f"network {found.spec.name}: driver option {option!r} of a service is not supported")
+        yield msgspec.structs.replace(attachment, target=found.id, aliases=tuple(dict.fromkeys(attachment.aliases)))
 
 
 def ingress(view: View) -> Network | None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from hivemesh.control.serving import Group, Serving, same, weights_of
+from hivemesh.control.serving import Group, Serving, same, sites_of
 from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network
@@ -138,8 +138,8 @@ class Deriver:
             elif task.serving:
                 of_service.setdefault(task.service_id, []).append(task)
         self._update_nodes(store, on_node)
-        weights = weights_of(store.all(Node))
-        self._serving.update(networks, store.all(Service), of_service, attached, weights)
+        sites = sites_of(store.all(Node))
+        self._serving.update(networks, store.all(Service), of_service, attached, sites)
 
     def of(self, node: NodeID, released: Collection[TaskID] = ()) -> NodeView | None:
         """The view of a node, which may stop the tasks in `released`; None when there is no such node."""

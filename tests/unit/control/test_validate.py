@@ -10,7 +10,17 @@ from hivemesh.control import networks, nodes, services
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unsupported
 from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, NetworkSpec
 from hivemesh.model.node import NodeSpec
-from hivemesh.model.service import Mount, ResourceLimits, Resources, RestartPolicy, ServiceSpec, UpdateConfig
+from hivemesh.model.service import (
+    DNSConfig,
+    HealthConfig,
+    Mount,
+    NetworkAttachmentConfig,
+    ResourceLimits,
+    Resources,
+    RestartPolicy,
+    ServiceSpec,
+    UpdateConfig,
+)
 
 
 def container(**fields: object) -> ServiceSpec:
@@ -20,6 +30,26 @@ def container(**fields: object) -> ServiceSpec:
         template, container_spec=msgspec.structs.replace(template.container_spec, **fields)
     )
     return msgspec.structs.replace(wanted, task_template=template)
+
+
+def joined(**fields: object) -> ServiceSpec:
+    """A service on network front."""
+    wanted = spec()
+    attachment = msgspec.structs.replace(NetworkAttachmentConfig(target="front"), **fields)
+    template = msgspec.structs.replace(wanted.task_template, networks=(attachment,))
+    return msgspec.structs.replace(wanted, task_template=template)
+
+
+def labelled(**labels: str) -> ServiceSpec:
+    return msgspec.structs.replace(spec(), labels={f"hivemesh.{name}": value for name, value in labels.items()})
+
+
+def dns(**fields: tuple[str, ...]) -> ServiceSpec:
+    return container(dns_config=DNSConfig(**fields))
+
+
+def healthy(**fields: object) -> ServiceSpec:
+    return container(healthcheck=msgspec.structs.replace(HealthConfig(), **fields))
 
 
 def limited(**fields: int) -> ServiceSpec:
@@ -66,6 +96,35 @@ def limited(**fields: int) -> ServiceSpec:
         (container(mounts=(Mount(target=""),)), Invalid, "mount target must be provided"),
         (container(mounts=(Mount(target="/a"), Mount(target="/a"))), Invalid, "duplicate mount point: /a"),
         (container(mounts=(Mount(type="bind", source="rel", target="/a"),)), Invalid, "absolute path"),
+        (container(hostname="a b"), Invalid, "invalid hostname 'a b'"),
+        (container(hostname="-a"), Invalid, "invalid hostname"),
+        (container(hostname="a" * 65), Invalid, "at most 64 characters"),
+        (container(hostname="{{.Task.Nonsense}}"), Invalid, "unknown placeholder {{.Task.Nonsense}}"),
+        (container(hosts=("web",)), Invalid, "invalid address in extra host 'web'"),
+        (container(hosts=("10.0.0.1",)), Invalid, "expected an address and a name"),
+        (container(hosts=("10.0.0.1 a\n10.0.0.2",)), Invalid, "invalid extra host"),
+        (dns(nameservers=("one.one",)), Invalid, "invalid DNS server 'one.one': expected an IPv4 or IPv6 address"),
+        (dns(search=("a b",)), Invalid, "invalid DNS search domain 'a b'"),
+        (dns(search=("a\n",)), Invalid, "invalid DNS search domain"),
+        (dns(options=("ndots:1 rotate",)), Invalid, "invalid DNS option 'ndots:1 rotate': expected one word"),
+        (dns(options=("",)), Invalid, "invalid DNS option ''"),
+        (healthy(test=("EXEC", "true")), Invalid, "Unknown healthcheck type 'EXEC': use NONE, CMD, CMD-SHELL"),
+        (healthy(test=("CMD",)), Invalid, "a healthcheck of type CMD needs a command"),
+        (healthy(interval=999_999), Invalid, "Interval in HealthConfig cannot be less than 1ms"),
+        (healthy(timeout=-1), Invalid, "Timeout in HealthConfig cannot be less than 1ms"),
+        (healthy(start_period=1), Invalid, "StartPeriod in HealthConfig cannot be less than 1ms"),
+        (healthy(start_interval=1), Invalid, "StartInterval in HealthConfig cannot be less than 1ms"),
+        (healthy(retries=-1), Invalid, "Retries in HealthConfig cannot be negative"),
+        (joined(aliases=("d b",)), Invalid, "invalid alias of network front 'd b': not a host name"),
+        (joined(aliases=("",)), Invalid, "invalid alias of network front ''"),
+        (joined(aliases=("db-",)), Invalid, "not a host name"),
+        (joined(aliases=("a..b",)), Invalid, "not a host name"),
+        (joined(aliases=("a" * 64,)), Invalid, "at most 63 characters"),
+        (joined(aliases=(".".join(["a" * 60] * 5),)), Invalid, "not a host name"),
+        (joined(driver_opts={"x": "y"}), Unsupported, "driver option 'x' of a service is not supported"),
+        (labelled(lb="fastest"), Invalid, "invalid label hivemesh.lb=fastest"),
+        (labelled(balancer="haproxy"), Invalid, "use nftables or ipvs"),
+        (labelled(weight="2"), Invalid, "invalid label hivemesh.weight: of the labels hivemesh.* only hivemesh.lb"),
         (limited(nano_cpus=1000), Invalid, "invalid cpu value 1e-06: Must be at least 0.001"),
         (limited(memory_bytes=1024), Invalid, "Must be at least 4MiB"),
     ],
@@ -81,6 +140,36 @@ def test_a_bad_service_is_refused_and_nothing_changes(
     assert words in str(caught.value)
     assert world.view.revision == revision
     assert not world.tasks()
+
+
+def test_what_containers_may_be_told_of_names_and_health_is_accepted() -> None:
+    world = World(1)
+    world.create_network("front")
+    accepted = container(
+        hostname="{{.Service.Name}}-{{.Task.Slot}}",
+        hosts=("fd00::1 gate gate.example",),
+        dns_config=DNSConfig(nameservers=("10.0.0.1", "fd00::53"), search=("example.com.", "."), options=("ndots:2",)),
+        healthcheck=HealthConfig(test=("CMD-SHELL", "curl -f http://localhost"), interval=1_000_000, retries=3),
+    )
+    world.create(accepted)
+    service = world.create(msgspec.structs.replace(joined(aliases=("db", "_x.y-1", "db")), name="named"))
+    assert service.spec.task_template.networks[0].aliases == ("db", "_x.y-1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"hivemesh.weight": "many"}, "invalid label hivemesh.weight=many: use a number from 0 to 100"),
+        ({"hivemesh.lb": "rr"}, "invalid label hivemesh.lb: of the labels hivemesh"),
+    ],
+)
+def test_bad_label_of_a_node_is_refused(labels: dict[str, str], words: str) -> None:
+    world = World(1)
+    node = world.node("n1")
+    wanted = msgspec.structs.replace(node.spec, labels=labels)
+    with pytest.raises(Invalid, match=words):
+        world.change(lambda tx: nodes.update(tx, "n1", node.version, wanted, world.now))
+    world.change(lambda tx: nodes.update(tx, "n1", node.version, msgspec.structs.replace(wanted, labels={}), world.now))
 
 
 def test_a_name_taken_is_a_conflict() -> None:
@@ -146,7 +235,15 @@ def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSp
         (network("net", IPAMConfig(subnet="10.9.0.1/24")), Invalid, "expected a prefix"),
         (network("net", IPAMConfig(subnet="what")), Invalid, "invalid subnet 'what'"),
         (network("net", IPAMConfig(subnet="10.9.0.0/30")), Invalid, "too small, use /29 or larger"),
-        (network("net", IPAMConfig(subnet="127.0.0.0/16")), Invalid, "not a range for hosts"),
+        (network("net", IPAMConfig(subnet="127.0.0.0/16")), Invalid, "not a range for hosts, because of 127.0.0.0/8"),
+        (network("net", IPAMConfig(subnet="0.0.0.0/0")), Invalid, "not a range for hosts"),
+        (network("net", IPAMConfig(subnet="240.1.0.0/16")), Invalid, "not a range for hosts"),
+        (network("net", IPAMConfig(subnet="ff02::/64")), Invalid, "not a range for hosts"),
+        (network("net", IPAMConfig(subnet="::/64")), Invalid, "not a range for hosts"),
+        (network("net", IPAMConfig(subnet="fd00::/121")), Invalid, "too small, use /120 or larger"),
+        (network("net", IPAMConfig(subnet="fd00::1/64")), Invalid, "expected a prefix"),
+        (network("net", IPAMConfig(subnet="fd00:1::/64", gateway="fd00:2::1")), Invalid, "invalid gateway fd00:2::1"),
+        (network("net", IPAMConfig(subnet="fd00:1::/64", gateway="10.0.0.1")), Invalid, "invalid gateway 10.0.0.1"),
         (network("net", IPAMConfig(subnet="10.0.0.0/16")), Invalid, "overlaps with other one on this address space"),
         (
             network("net", IPAMConfig(subnet="198.51.100.0/24")),
@@ -167,6 +264,8 @@ def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSp
         (network(ingress=True), Conflict, "is already present"),
         (network(ingress=True, attachable=True), Invalid, "ingress network cannot be attachable"),
         (network(options={MTU_OPTION: "99999"}), Invalid, "use 1280 to 65535"),
+        (network(options={"encrypted": ""}), Unsupported, "network option 'encrypted' is not supported: there are"),
+        (network(options={VNI_OPTION: "5000,5001"}), Invalid, "use a number from 1 to 16777215"),
         (network(options={VNI_OPTION: "0"}), Invalid, "use a number from 1 to 16777215"),
         (network(options={VNI_OPTION: "4096"}), Invalid, "VNI 4096 is already in use by network ingress"),
     ],
@@ -197,6 +296,23 @@ def test_a_network_in_use_stays() -> None:
     world.remove("pub")
     world.change(lambda tx: networks.remove(tx, "ingress"))
     assert world.view.all(type(made)) == [] or not list(world.view.all(type(made)))
+
+
+def test_network_a_plain_container_is_on_stays() -> None:
+    world = World(1)
+    made = world.create_network("front")
+    place = world.attach("c1", "front", "n1")
+    with pytest.raises(Invalid, match=rf"network {made.id} is in use by task {place.id} \(container c1\)"):
+        world.change(lambda tx: networks.remove(tx, "front"))
+    world.change(lambda tx: tx.delete(place))
+    world.change(lambda tx: networks.remove(tx, "front"))
+
+
+def test_subnet_of_the_other_family_makes_a_network_of_both() -> None:
+    world = World(1)
+    made = world.create_network("front", "fd12:1::/64")
+    assert made.spec.ipv6
+    assert [subnet.prefix.version for subnet in made.subnets] == [4, 6]
 
 
 def remove_manager(world: World) -> None:

@@ -14,7 +14,7 @@ from hivemesh.model.addr import MAC, VNI
 from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.ids import ClusterID, EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network, NetworkSpec, Subnet
-from hivemesh.model.node import Node, NodeSpec
+from hivemesh.model.node import Node, NodeDescription, NodeSpec
 from hivemesh.model.service import (
     VIP,
     Balance,
@@ -233,9 +233,10 @@ def test_only_serving_tasks_are_backends_in_the_order_of_their_slots() -> None:
 
 
 def test_service_is_named_where_a_task_is_on_its_network() -> None:
-    hostname = TaskSpec(container_spec=ContainerSpec(hostname="box"))
+    hostname = TaskSpec(container_spec=ContainerSpec(hostname="box-{{.Task.Slot}}-{{.Node.Hostname}}"))
     status = TaskStatus(state=TaskState.RUNNING, container_id="fedcba9876543210")
-    made = store(node(1), node(2), node(3), named(aliases=("db",)), on_other(2, 2), on_other(3, 1, service_id="other"))
+    two = node(2, description=NodeDescription(hostname="two"))
+    made = store(node(1), two, node(3), named(aliases=("db",)), on_other(2, 2), on_other(3, 1, service_id="other"))
     made.put(on_other(1, 2, spec=hostname, status=status), on_other(4, 2, desired=TaskState.SHUTDOWN))
     assert the_service(made) == ServiceItem(
         network=OTHER,
@@ -247,7 +248,7 @@ def test_service_is_named_where_a_task_is_on_its_network() -> None:
             Backend(
                 task=TaskID("t1"),
                 addresses=(ip_address("10.1.0.3"), ip_address("fd00::3")),
-                names=("web.1.t1", "fedcba987654", "box"),
+                names=("web.1.t1", "fedcba987654", "box-1-two"),
             ),
             Backend(task=TaskID("t2"), addresses=(ip_address("10.1.0.4"), ip_address("fd00::4")), names=("web.2.t2",)),
         ),

@@ -6,14 +6,12 @@ import msgspec
 
 from hivemesh.model.cluster import SwarmSpec
 from hivemesh.model.errors import Invalid, Unsupported
-from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, NetworkSpec
+from hivemesh.model.network import IPAMConfig, NetworkSpec
 from hivemesh.model.node import Availability, NodeSpec
 from hivemesh.model.service import ServiceSpec, Spec
 from hivemesh.wire.engine import strict
 
 OVERLAY = "overlay"
-NETWORK_OPTIONS = frozenset({MTU_OPTION, VNI_OPTION})
-"""Driver options an overlay network may carry; anything else would be ignored, so it is refused."""
 
 MODES = {
     "Global": "global",
@@ -149,8 +147,6 @@ def network_spec(body: Any) -> NetworkSpec:
         raise Unsupported("EnableIPv4 false is not supported: an overlay network always has IPv4")
     if request.ipam.driver not in ("", "default"):
         raise Unsupported(f"IPAM driver {request.ipam.driver!r} is not supported: use default")
-    for option in sorted(request.options.keys() - NETWORK_OPTIONS):
-        raise Unsupported(f"network option {option!r} is not supported")
     return NetworkSpec(
         name=request.name.strip(),
         driver=OVERLAY,
