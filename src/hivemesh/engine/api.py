@@ -7,6 +7,8 @@ from typing import Protocol
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.service import ContainerSpec, HealthConfig, Resources
 
+TASK_LABEL = "com.docker.swarm.task.id"
+
 
 class EngineError(HivemeshError):
     """The engine refused or failed, in its own words."""
@@ -95,8 +97,8 @@ class Engine(Protocol):
         """Kill if need be, and forget."""
         ...
 
-    async def list(self) -> list[ContainerInfo]:
-        """All containers that carry the label `com.docker.swarm.task.id`, running or not."""
+    async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:
+        """All containers that carry this label, running or not."""
         ...
 
     def events(self) -> AsyncIterator[str]:

@@ -17,7 +17,15 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound, Ran
+from hivemesh.engine.api import (
+    TASK_LABEL,
+    ContainerInfo,
+    ContainerRequest,
+    EngineError,
+    EngineInfo,
+    ImageNotFound,
+    Ran,
+)
 from hivemesh.engine.host import HostNeeds, host_needs
 from hivemesh.engine.libpod import (
     PREFIX,
@@ -41,7 +49,6 @@ __all__ = ["HostNeeds", "PodmanEngine", "host_needs"]
 
 log = logging.getLogger("hivemesh.engine")
 
-TASK_LABEL = "com.docker.swarm.task.id"
 LOCAL_ONLY = "localhost/"
 """Podman's name for images made on this machine: no registry has them, and asking for one takes seconds."""
 ATTEMPTS = 4
@@ -182,8 +189,8 @@ class PodmanEngine:
         await self._call("DELETE", f"/containers/{container}", query=query, fine=(404,))
         self._processes.forget(container)
 
-    async def list(self) -> list[ContainerInfo]:
-        filters = msgspec.json.encode({"label": [TASK_LABEL]}).decode()
+    async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:
+        filters = msgspec.json.encode({"label": [label]}).decode()
         answer = await self._call("GET", "/containers/json", query={"all": "true", "sync": "true", "filters": filters})
         found = [info_of_listed(c) for c in msgspec.json.decode(answer.body, type=list[Listed] | None) or []]
         for info in found:

@@ -24,7 +24,15 @@ from signal import SIGKILL, SIGTERM
 
 import msgspec
 
-from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, EngineInfo, ImageNotFound, Ran
+from hivemesh.engine.api import (
+    TASK_LABEL,
+    ContainerInfo,
+    ContainerRequest,
+    EngineError,
+    EngineInfo,
+    ImageNotFound,
+    Ran,
+)
 from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.model.service import HealthConfig
 
@@ -200,10 +208,12 @@ class ProcessEngine:
             await asyncio.to_thread(_kill_everything_in, stored.netns)
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
-    async def list(self) -> list[ContainerInfo]:
+    async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:
         if not self._root.is_dir():
             return []
-        found = [info for path in sorted(self._root.iterdir()) if (info := self._info(path.name))]
+        found = [
+            info for path in sorted(self._root.iterdir()) if (info := self._info(path.name)) and label in info.labels
+        ]
         for info in found:
             if info.state == "running":
                 self._processes.watch(info.id, info.pid)

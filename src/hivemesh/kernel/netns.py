@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from hivemesh.kernel import nft, rtnl
@@ -136,6 +136,23 @@ def create(name: str, mark: str) -> None:
     rtnl.forget(name)
     _share_directory()
     _in_thread(make)
+
+
+@contextlib.contextmanager
+def reserved(name: str) -> Iterator[str]:
+    """The path of a namespace that is still to come, there while this lasts: some engines look for it early.
+
+    An empty file holds its place; whoever makes the namespace meanwhile mounts it there.
+    """
+    _share_directory()
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        yield path(name)
+    finally:
+        if not _is_namespace(name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path(name))
 
 
 def pin_again(name: str) -> bool:

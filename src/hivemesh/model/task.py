@@ -82,8 +82,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Docker's container name of the task: `web.1.<task id>`."""
-        return f"{self.service_name}.{self.slot}.{self.id}"
+        """Docker's container name of the task: `web.1.<task id>`; a plain container has its own."""
+        return self.container or f"{self.service_name}.{self.slot}.{self.id}"
 
     @property
     def wanted(self) -> bool:
