@@ -13,17 +13,18 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Protocol, TypeVar
 
+from hivemesh.agent.departures import Departures
 from hivemesh.agent.facts import gather
 from hivemesh.agent.leases import Leases
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
 from hivemesh.dataplane.apply import Outcome
 from hivemesh.dataplane.plan.facts import HostFacts
-from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, overlay_namespace, sandbox_namespace
+from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
 from hivemesh.kernel import conntrack, netns, sysctl
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
@@ -102,7 +103,7 @@ class NodeNetwork:
         self._parallel = asyncio.Semaphore(PARALLEL_WIRINGS)
         self._applied: dict[str, NamespacePlan] = {}
         self._failures: dict[str, tuple[str, ...]] = {}
-        self._udp_backends: frozenset[Address] = frozenset()
+        self._departures = Departures()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wake = asyncio.Event()
         self._passed = asyncio.Condition()
@@ -158,10 +159,11 @@ class NodeNetwork:
             return 1
         plans = self._planner.forwarding(view, self._in_order(), facts)
         pending = sum([await self._ensure(plan) for plan in plans])
-        await self._forget_connections(view)
-        wired = [s for task, s in self._sandboxes.items() if task not in self._wirings]
+        wired = [s for task, s in self._sandboxes.items() if task not in self._wirings or self._wirings[task].done()]
         for sandbox in wired:
-            await self._ensure(self._planner.sandbox(sandbox, facts))
+            pending += await self._ensure(self._planner.sandbox(sandbox, facts, view.services))
+        await self._forget_connections(view)
+        self._planner.keep(view, self._sandboxes.values())
         wanted = {plan.namespace for plan in plans} | {sandbox_namespace(task) for task in self._sandboxes}
         for namespace in self._applied.keys() - wanted:
             await self._remove(namespace)
@@ -213,24 +215,16 @@ class NodeNetwork:
         self._locks.pop(namespace, None)
 
     async def _forget_connections(self, view: ViewParts) -> None:
-        """UDP has no end of a connection: a client would go on talking to a backend that left."""
-        now = frozenset(
-            address
-            for publish in view.publishes
-            if publish.protocol == "udp"
-            for backend in publish.backends
-            for address in backend.addresses
-        )
-        gone, self._udp_backends = self._udp_backends - now, now
-        for address in gone:
-            await self._forget_udp(INGRESS_SANDBOX, address)
+        """Nobody goes on talking to a backend that left: after the rules say so, for the next packet asks them."""
+        for departed in self._departures.since_last(view, self._sandboxes.values()):
+            await self._forget(departed.namespace, udp=departed.udp, every=departed.every)
 
-    async def _forget_udp(self, namespace: str, backend: Address) -> None:
+    async def _forget(self, namespace: str, *, udp: Collection[Address], every: Collection[Address] = ()) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:
-                await self._in_thread(conntrack.forget_udp, namespace, backend)
+                await self._in_thread(conntrack.forget, namespace, udp=udp, every=every)
             except OSError as error:
-                log.warning("cannot forget UDP connections to %s: %s", backend, error)
+                log.warning("cannot forget connections of %s to backends that left: %s", namespace or "the host", error)
 
     async def _sweep(self, wanted: set[str], view: ViewParts) -> None:
         """Remove namespaces with our mark that belong to nothing in the view."""
@@ -290,8 +284,7 @@ class NodeNetwork:
         self._leases.release(task)
         if sandbox is not None:
             if sandbox.lease is not None and sandbox.ports:
-                for address in (sandbox.lease.v4.ip, sandbox.lease.v6.ip):
-                    await self._forget_udp(HOST, address)
+                await self._forget(HOST, udp=(sandbox.lease.v4.ip, sandbox.lease.v6.ip))
             self._wake.set()
 
     def host_ports(self, task: TaskID) -> tuple[PortConfig, ...]:
@@ -308,12 +301,18 @@ class NodeNetwork:
         """Patient for a moment: a bridge it is to be plugged into may just be being repaired."""
         for pause in WIRING_PAUSES:
             async with self._parallel:
-                assert self._facts is not None
-                plan = self._planner.sandbox(self._sandboxes[task], self._facts)
-                if not await self._ensure(plan):
-                    return
+                plan = self._plan_of(task)
+                while not await self._ensure(plan):
+                    before, plan = plan, self._plan_of(task)
+                    if plan is before:  # else a view came meanwhile, and passed us by
+                        return
             await asyncio.sleep(pause)
         raise Unavailable(f"cannot build the sandbox: {'; '.join(self._failures.get(plan.namespace, ()))}")
+
+    def _plan_of(self, task: TaskID) -> NamespacePlan:
+        assert self._view is not None
+        assert self._facts is not None
+        return self._planner.sandbox(self._sandboxes[task], self._facts, self._view.services)
 
     # --- drift ------------------------------------------------------------------------------------------------------
 
@@ -427,7 +426,7 @@ class NodeNetwork:
         except (HivemeshError, OSError) as error:
             return [f"host: {error}"]
         plans = self._planner.forwarding(self._view, self._in_order(), facts)
-        plans += [self._planner.sandbox(sandbox, facts) for sandbox in self._sandboxes.values()]
+        plans += [self._planner.sandbox(sandbox, facts, self._view.services) for sandbox in self._sandboxes.values()]
         found = []
         for plan in plans:
             async with self._locks[plan.namespace]:

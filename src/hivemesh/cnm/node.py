@@ -7,6 +7,8 @@ all others are the very same objects as before, which is how the caller knows th
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hivemesh.dataplane.balancer.api import Part, Virtual, virtual
+from hivemesh.dataplane.plan.balancing import vip_part
 from hivemesh.dataplane.plan.facts import GatewayLease, HostFacts, HostPort
 from hivemesh.dataplane.plan.host import plan_host
 from hivemesh.dataplane.plan.ingress import plan_ingress
@@ -16,7 +18,7 @@ from hivemesh.dataplane.plan.sandbox import plan_sandbox
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.model.addr import Address
 from hivemesh.model.cluster import DEFAULT_DATA_PATH_PORT
-from hivemesh.model.ids import NetworkID, TaskID
+from hivemesh.model.ids import NetworkID, ServiceID, TaskID
 from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Task
 from hivemesh.wire.control import (
@@ -95,11 +97,16 @@ def wants_gateway(networks: Iterable[NetworkItem]) -> bool:
     return not found or not all(network.internal for network in found)
 
 
+Services = Mapping[NetworkID, tuple[ServiceItem, ...]]
+
+
 class Planner:
     """Makes plans, and keeps those whose inputs did not change."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[tuple[object, ...], NamespacePlan]] = {}
+        self._vips: dict[frozenset[NetworkID], tuple[tuple[object, ...], Part]] = {}
+        self._described: dict[tuple[NetworkID, ServiceID], tuple[ServiceItem, tuple[Virtual, ...]]] = {}
 
     def forwarding(self, view: ViewParts, sandboxes: Sequence[Sandbox], facts: HostFacts) -> list[NamespacePlan]:
         """The host, the overlays and `ingress_sbox`, in the order in which they should be made right.
@@ -129,15 +136,45 @@ class Planner:
             )
         return plans
 
-    def sandbox(self, sandbox: Sandbox, facts: HostFacts) -> NamespacePlan:
+    def sandbox(self, sandbox: Sandbox, facts: HostFacts, services: Services) -> NamespacePlan:
+        """`services` are the view's; those of the sandbox's networks are balanced in it."""
         task = sandbox.task
-        inputs = (task.attachments, task.ports, sandbox.networks, sandbox.lease, facts)
+        vips = self._vips_on(sandbox.networks, services, facts)
+        inputs = (task.attachments, task.ports, sandbox.networks, sandbox.lease, facts, vips)
         return self._plan(
-            sandbox_namespace(task.id), inputs, lambda: plan_sandbox(task, sandbox.networks, facts, sandbox.lease)
+            sandbox_namespace(task.id), inputs, lambda: plan_sandbox(task, sandbox.networks, facts, sandbox.lease, vips)
         )
+
+    def keep(self, view: ViewParts, sandboxes: Iterable[Sandbox]) -> None:
+        """Forget what was kept for networks and services that are gone."""
+        sets = {frozenset(sandbox.networks) for sandbox in sandboxes}
+        self._vips = {networks: known for networks, known in self._vips.items() if networks in sets}
+        alive = {(item.network, item.service) for items in view.services.values() for item in items}
+        self._described = {key: known for key, known in self._described.items() if key in alive}
 
     def forget(self, namespace: str) -> None:
         self._known.pop(namespace, None)
+
+    def _vips_on(self, networks: Iterable[NetworkID], services: Services, facts: HostFacts) -> Part:
+        """Made once for all sandboxes with the same networks: the same object as long as nothing changes."""
+        key = frozenset(networks)
+        items = tuple(item for network in sorted(key) for item in services.get(network, ()))
+        inputs = (items, facts.balancer)
+        known = self._vips.get(key)
+        if known is not None and known[0] == inputs:
+            return known[1]
+        part = vip_part(items, facts.balancer, self._describe)
+        if known is not None and known[1] == part:  # names changed, and no address
+            part = known[1]
+        self._vips[key] = (inputs, part)
+        return part
+
+    def _describe(self, item: ServiceItem) -> tuple[Virtual, ...]:
+        key = (item.network, item.service)
+        known = self._described.get(key)
+        if known is None or known[0] != item:
+            known = self._described[key] = (item, virtual(item))
+        return known[1]
 
     def _overlay(self, network: NetworkItem, facts: HostFacts, peers: tuple[PeerItem, ...]) -> NamespacePlan:
         return self._plan(

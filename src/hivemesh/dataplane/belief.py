@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hivemesh.dataplane.entries import KINDS, Indices
-from hivemesh.dataplane.ownership import TABLE
+from hivemesh.dataplane.ownership import is_our_table
 from hivemesh.dataplane.suspicion import EVERYTHING
 from hivemesh.kernel.api import NamespacePlan, Veth
 from hivemesh.reconcile.delta import Delta
@@ -73,4 +73,4 @@ def settings_by_time(plan: NamespacePlan) -> tuple[dict[str, str], dict[str, str
 
 def unwanted_tables(plan: NamespacePlan, tables: set[tuple[str, str]]) -> list[tuple[str, str]]:
     wanted = {(table.family, table.name) for table in plan.tables}
-    return sorted(key for key in tables if key[1] == TABLE and key not in wanted)
+    return sorted(key for key in tables if is_our_table(key[1]) and key not in wanted)

@@ -8,7 +8,7 @@
 | route | protocol 117 | protocol 117 |
 | rule | protocol 117 | every one the kernel did not make |
 | forwarding entry | | every one of a VXLAN device of the plan |
-| nftables table | named `hivemesh` | named `hivemesh` |
+| nftables table | named `hivemesh…` | named `hivemesh…` |
 
 Bridge ports are no bridge's own: a veth belongs to the sandbox that holds its near end, so where a plan has a bridge,
 veths are left alone. They go with their sandbox.
@@ -54,6 +54,11 @@ def is_our_address(plan: NamespacePlan, seen: AddressSeen, link: str) -> bool:
         address = seen.address.ip
         return plan.namespace != HOST and not (address in _LOOPBACK or address.is_loopback)
     return any(link == wanted.name for wanted in plan.links)
+
+
+def is_our_table(name: str) -> bool:
+    """`hivemesh`, or that with a suffix: `hivemesh-vips`."""
+    return name == TABLE or name.startswith(f"{TABLE}-")
 
 
 def is_our_rule(namespace: str, rule: RuleSeen) -> bool:

@@ -1,6 +1,9 @@
 """Connections the kernel tracks: forgetting those that lead to a backend that left.
 
-TCP ends by itself; UDP has no end, so a client that keeps sending keeps its entry, and its way to the old backend.
+UDP has no end of a connection: a client that keeps sending keeps its entry, and its way to the old backend; without the
+entry its next packet goes to another. A TCP connection to a backend that is gone for good would be silence until the
+client gives up; without the entry its next packet reaches another backend too, which does not know it and resets it.
+
 Numbers are from linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
 """
 
@@ -9,26 +12,60 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Collection
 
 from hivemesh.kernel.sockets import close_netlink, open_netlink
 from hivemesh.model.addr import Address
 from hivemesh.wire.netlink import ACK, DONE, DUMP, ERROR, NESTED, attribute, attributes, error_of, pack, replies
 
 _NETLINK_NETFILTER = 12
-_GET, _DELETE = 0x101, 0x102  # subsystem 1
+_GET, _DELETE, _STATS = 0x101, 0x102, 0x105  # subsystem 1
 _SO_RCVBUFFORCE, _BUFFER = 33, 4 << 20
 _TIMEOUT = 10.0  # seconds
 _ORIGINAL, _REPLY, _ZONE, _ID = 1, 2, 18, 12
 _IP, _PROTOCOL = 1, 2
+_STATS_ENTRIES = 1
 _BATCH = 200
 
 
-def _family(address: Address) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+def forget(namespace: str, *, udp: Collection[Address] = (), every: Collection[Address] = ()) -> int:
+    """Delete the entries of `namespace` whose replies come from an address in `every`, or in `udp` and by UDP.
+
+    Returns how many. Where nothing is tracked it costs one question. Raises `FileNotFoundError` when there is no such
+    namespace, `OSError` when the kernel refuses.
+    """
+    sock = open_netlink(namespace, _NETLINK_NETFILTER)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        sock.settimeout(_TIMEOUT)
+        if not _tracked(sock):
+            return 0
+        count = 0
+        for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
+            of_udp = {address for address in udp if address.version == version}
+            of_every = {address for address in every if address.version == version}
+            doomed = _find(sock, family, of_udp, of_every) if of_udp or of_every else []
+            for start in range(0, len(doomed), _BATCH):
+                _delete(sock, doomed[start : start + _BATCH])
+            count += len(doomed)
+        return count
+    finally:
+        close_netlink(sock)
 
 
 def _head(family: int) -> bytes:
     return struct.pack(">BBH", family, 0, 0)
+
+
+def _tracked(sock: socket.socket) -> int:
+    """How many entries the namespace has; reading them all walks a table that all namespaces share."""
+    sock.send(pack(_STATS, 0, 1, _head(socket.AF_UNSPEC)))
+    for reply in replies(sock.recv(1 << 16)):
+        if reply.kind == ERROR:
+            code, words = error_of(reply)
+            raise OSError(code, words or os.strerror(code))
+        return int.from_bytes(attributes(reply.body, 4).get(_STATS_ENTRIES, b"\1"), "big")
+    raise OSError(errno.EPROTO, "conntrack did not tell how many connections it tracks")
 
 
 def _reply_source(attrs: dict[int, bytes]) -> tuple[int, Address | None]:
@@ -40,26 +77,8 @@ def _reply_source(attrs: dict[int, bytes]) -> tuple[int, Address | None]:
     return protocol, ipaddress.ip_address(packed) if packed else None
 
 
-def forget_udp(namespace: str, backend: Address) -> int:
-    """Delete the UDP entries of `namespace` whose replies come from `backend`; returns how many.
-
-    Raises `FileNotFoundError` when there is no such namespace.
-    """
-    sock = open_netlink(namespace, _NETLINK_NETFILTER)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        sock.settimeout(_TIMEOUT)
-        doomed = _find(sock, backend)
-        for start in range(0, len(doomed), _BATCH):
-            _delete(sock, doomed[start : start + _BATCH])
-        return len(doomed)
-    finally:
-        close_netlink(sock)
-
-
-def _find(sock: socket.socket, backend: Address) -> list[bytes]:
+def _find(sock: socket.socket, family: int, udp: set[Address], every: set[Address]) -> list[bytes]:
     """The deletions to ask for."""
-    family = _family(backend)
     sock.send(pack(_GET, DUMP, 1, _head(family)))
     doomed: list[bytes] = []
     while True:
@@ -70,7 +89,8 @@ def _find(sock: socket.socket, backend: Address) -> list[bytes]:
                 code, words = error_of(reply)
                 raise OSError(code, words or os.strerror(code))
             attrs = attributes(reply.body, 4)
-            if _reply_source(attrs) == (socket.IPPROTO_UDP, backend):
+            protocol, source = _reply_source(attrs)
+            if source in every or (source in udp and protocol == socket.IPPROTO_UDP):
                 # the id makes sure that it is this entry and no later one between the same ends
                 parts = [attribute(_ORIGINAL | NESTED, attrs[_ORIGINAL])]
                 parts += [attribute(kind, attrs[kind]) for kind in (_ID, _ZONE) if kind in attrs]

@@ -37,7 +37,7 @@ _BUFFER = 8 << 20
 """A limit, not an allocation: room for the events of some thousand peers that come at once."""
 _ROUTE_GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)  # RTNLGRP_LINK, NEIGH, and per family IFADDR, ROUTE, RULE
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES
-_TABLE = b"hivemesh\0"
+_TABLE = b"hivemesh"
 _READ_AT_ONCE = 256  # datagrams; then others have their turn on the loop
 _SETTLE = 0.005  # seconds; whoever changes one thing often changes more
 _IN_DELETE, _IN_MOVED_FROM = 0x200, 0x40  # linux/inotify.h

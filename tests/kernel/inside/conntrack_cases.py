@@ -62,6 +62,17 @@ def send(address: str, port: int, sources: range) -> None:
     netns.call_inside("box", work)
 
 
+def connect(address: str, port: int) -> None:
+    """A TCP connection; its entry stays for some time after its end."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def work() -> None:
+        with socket.create_server((address, port), family=family), socket.socket(family) as client:
+            client.connect((address, port))
+
+    netns.call_inside("box", work)
+
+
 @pytest.mark.parametrize(
     ("virtual", "gone", "stays"), [("10.9.9.9", "10.9.0.1", "10.9.0.2"), ("fd09:9::9", "fd09::1", "fd09::2")]
 )
@@ -69,15 +80,27 @@ def test_only_udp_entries_of_the_backend_that_left_are_forgotten(box: str, virtu
     send(virtual, 1, range(20_000, 20_300))
     send(virtual, 1, range(4444, 4445))  # tracked in a zone of its own
     send(virtual, 2, range(20_000, 20_003))
-    assert conntrack.forget_udp(box, ip_address(gone)) == 301
+    assert conntrack.forget(box, udp=[ip_address(gone)]) == 301
     left = [line for line in entries() if " udp " in line]
     assert len(left) == 3
     long = ip_address(stays).exploded
     assert all(f"src={stays}" in line or f"src={long}" in line for line in left)
-    assert conntrack.forget_udp(box, ip_address(gone)) == 0
-    assert conntrack.forget_udp(box, ip_address(stays)) == 3
+    assert conntrack.forget(box, udp=[ip_address(gone)]) == 0
+    assert conntrack.forget(box, udp=[ip_address(stays)]) == 3
+
+
+@pytest.mark.parametrize(("virtual", "gone"), [("10.9.9.9", "10.9.0.1"), ("fd09:9::9", "fd09::1")])
+def test_everything_of_an_address_that_is_gone_is_forgotten_also_tcp(box: str, virtual: str, gone: str) -> None:
+    assert conntrack.forget(box, every=[ip_address(gone)]) == 0  # nothing is tracked at all
+    send(virtual, 1, range(20_000, 20_003))
+    send(virtual, 2, range(20_000, 20_003))
+    connect(gone, 7)
+    others = len(entries())
+    assert conntrack.forget(box, every=[ip_address(gone)]) == 4
+    assert len(entries()) == others - 4
+    assert not any(" tcp " in line for line in entries())
 
 
 def test_missing_namespace_is_an_error_that_says_so() -> None:
     with pytest.raises(FileNotFoundError):
-        conntrack.forget_udp("nothing", ip_address("10.9.0.1"))
+        conntrack.forget("nothing", udp=[ip_address("10.9.0.1")])

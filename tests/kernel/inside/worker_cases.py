@@ -351,7 +351,7 @@ async def test_udp_connections_to_a_backend_that_left_are_forgotten(machine: Mac
         revision = machine.manager.send(worker)
         await until(lambda: revision in machine.manager.acked)
         left = {
-            address: conntrack.forget_udp("ingress_sbox", ipaddress.ip_address(address))
+            address: conntrack.forget("ingress_sbox", udp=[ipaddress.ip_address(address)])
             for address in ("10.0.0.11", "fd00:0::11", "10.0.0.12", "fd00:0::12")
         }
         assert list(left.values()) == [0, 0, 1, 1]

@@ -21,6 +21,7 @@ from hivemesh.dataplane.plan import (
     plan_sandbox,
 )
 from hivemesh.dataplane.plan.balancing import mesh_part
+from hivemesh.dataplane.plan.names_rules import NAMES
 from hivemesh.kernel.api import HOST, Bridge, FdbEntry, NamespacePlan, Neighbor, Route, Veth, Vxlan
 from hivemesh.model.addr import MAC, VNI, Address, Interface, mac_of
 from hivemesh.model.errors import Unavailable
@@ -206,7 +207,7 @@ def test_network_that_left_the_view_is_left_out() -> None:
 
 def test_sandbox_outside_ingress_has_no_rules_of_the_mesh() -> None:
     plan = plan_sandbox(task(attachment(USER, 5)), {USER: network(USER)}, FACTS, LEASE)
-    assert (plan.tables, plan.rules) == ((), frozenset())
+    assert (plan.tables, plan.rules) == ((NAMES,), frozenset())
     assert not any(r.table == 4900 for r in plan.routes)
 
 

@@ -61,6 +61,7 @@ MESH_TABLE = "hivemesh"
 VIP_TABLE = "hivemesh-vips"
 PORTS = "ports"
 REFUSE = "refuse"
+_TO_REFUSE = Goto(REFUSE)
 _FAMILIES = ((4, IPV4, "backends4", "ipv4_addr"), (6, IPV6, "backends6", "ipv6_addr"))
 
 Elements = dict[bytes, "bytes | Goto | None"]
@@ -78,7 +79,7 @@ class Nftables:
             chain, elements = _of_port(port)
             if not chain.rules:
                 continue
-            entries[protocol_port(port.protocol, port.port)] = Goto(chain.name)
+            entries[protocol_port(port.protocol, port.port)] = _goto(chain.name)
             chains.append(chain)
             for name, found in elements.items():
                 backends[name].update(found)
@@ -106,8 +107,8 @@ class Nftables:
         chains: list[Chain] = []
         for vip in sorted(vips, key=lambda v: (v.address.version, int(v.address))):
             version = vip.address.version
-            chain, elements = _of_vip(vip)
-            entries[version][vip.address.packed] = Goto(chain.name if chain else REFUSE)
+            goto, chain, elements = _of_vip(vip)
+            entries[version][vip.address.packed] = goto
             if chain:
                 chains.append(chain)
                 backends[version].update(elements)
@@ -145,12 +146,18 @@ def _of_port(port: Published) -> tuple[Chain, Mapping[str, Elements]]:
 
 
 @lru_cache(maxsize=16384)
-def _of_vip(vip: Virtual) -> tuple[Chain | None, Elements]:
+def _of_vip(vip: Virtual) -> tuple[Goto, Chain | None, Elements]:
     slots = slots_of(vip, vip.address.version)
     if not slots:
-        return None, {}
+        return _TO_REFUSE, None, {}
+    name = vip_chain(vip.address)
     rule = _spread(vip.address.version, _BY_ADDRESS, len(slots), vip.name, *_affinity(vip))
-    return Chain(name=vip_chain(vip.address), rules=(rule,)), _numbered(vip.address.packed, slots)
+    return _goto(name), Chain(name=name, rules=(rule,)), _numbered(vip.address.packed, slots)
+
+
+@lru_cache(maxsize=16384)
+def _goto(chain: str) -> Goto:
+    return Goto(chain)
 
 
 def slots_of(entry: Balanced, version: int) -> tuple[Address, ...]:

@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 
+from hivemesh.dataplane.balancer.api import Part
 from hivemesh.dataplane.plan import facts as node
 from hivemesh.dataplane.plan.names import TABLE, gateway_port, sandbox_mark, sandbox_namespace
+from hivemesh.dataplane.plan.names_rules import NAMES
 from hivemesh.dataplane.plan.wiring import (
     ANYWHERE4,
     ANYWHERE6,
@@ -47,14 +49,19 @@ FAKE_GATEWAY6 = IPv6Address("fe80::42:1")
 FAKE_GATEWAY_MAC = MAC("02:42:00:00:00:00")
 """Link-local, so that it is no address the allocator could give away; each frame gets the real MAC on its way out."""
 INGRESS_LINK = "eth0"
+NO_VIPS = Part()
 
 
 def plan_sandbox(
-    task: Task, networks: Mapping[NetworkID, NetworkItem], facts: node.HostFacts, lease: node.GatewayLease | None
+    task: Task,
+    networks: Mapping[NetworkID, NetworkItem],
+    facts: node.HostFacts,
+    lease: node.GatewayLease | None,
+    vips: Part = NO_VIPS,
 ) -> NamespacePlan:
     """The sandbox of `task`. Interfaces: ingress, gateway bridge (with a `lease`), then user networks as listed.
 
-    Networks the view does not have (any more) are left out.
+    Networks the view does not have (any more) are left out. `vips` is what balances the services of these networks.
     """
     here = [(a, networks[a.network_id]) for a in task.attachments if a.network_id in networks]
     ingress = next(((a, n) for a, n in here if n.ingress), None)
@@ -96,6 +103,7 @@ def plan_sandbox(
         neighbors |= _fake_gateways(network)
         sysctls |= _REPLY_SYSCTLS
         tables = (_table(endpoint, ports, lease), _egress())
+    tables = (*tables, NAMES, *vips.tables)
     return NamespacePlan(
         namespace=sandbox_namespace(task.id),
         mark=sandbox_mark(task.id),
@@ -104,7 +112,7 @@ def plan_sandbox(
         routes=frozenset(routes),
         rules=frozenset(rules),
         neighbors=frozenset(neighbors),
-        sysctls=sysctls,
+        sysctls=sysctls | dict(vips.sysctls),
         tables=tables,
     )
 
