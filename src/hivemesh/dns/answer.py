@@ -112,14 +112,6 @@ def failure(message: bytes) -> bytes:
     return reply(parse_query(message), SERVFAIL)
 
 
-def shortened(message: bytes, answered: bytes) -> bytes:
-    """`answered`, to a query over UDP, or, when that is more than the client takes, word to ask again over TCP."""
-    query = parse_query(message)
-    if len(answered) <= query.udp_limit:
-        return answered
-    return answered[:2] + reply(query, answered[3] & 0xF, truncated=True)
-
-
 def _text(labels: list[bytes]) -> str:
     return b".".join(labels).lower().decode("utf-8", "surrogateescape")
 

@@ -1,0 +1,247 @@
+"""The sockets of one sandbox: questions in, answers out. The hot path is `Listener._on_datagrams`.
+
+One loop serves all sandboxes. Each turn takes a bounded number of questions from a socket, so none starves the others.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from random import random
+from typing import Any, NamedTuple, Protocol
+
+from hivemesh.dns.answer import Answers, answer, failure
+from hivemesh.dns.tcp import Connection
+from hivemesh.kernel.sockets import inside
+from hivemesh.log import SparingLog
+from hivemesh.wire.dns import MOST_QUERY
+from hivemesh.wire.resolver import RESOLVER_ADDRESS, RESOLVER_PORT, Sandbox
+
+BATCH = range(16)
+"""Questions taken from a UDP socket before others get their turn."""
+MOST_CONNECTIONS = 64
+"""TCP connections of one sandbox. One more, and the one silent for longest is closed."""
+_BUFFER = 1024 * 1024  # asked of the kernel, which doubles it: some 2,000 questions that wait while we are replaced
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; beyond net.core.rmem_max, as root may
+_BACKLOG = 128
+_NO_FILES_PAUSE = 0.5  # seconds
+
+
+class Asks(Protocol):
+    """What asks other servers (`hivemesh.dns.forward`)."""
+
+    async def ask(self, query: bytes, *, tcp: bool, sandbox: Sandbox) -> bytes | None:
+        """The answer to a well-formed query, with its id, and no longer than the client takes; None: nobody answers.
+
+        Bounds how many questions wait.
+        """
+        ...
+
+    def cached(self, query: bytes, sandbox: Sandbox, *, tcp: bool = False) -> bytes | None:
+        """The answer, if it is known without asking."""
+        ...
+
+
+@dataclass
+class Shared:
+    """What all listeners have in common."""
+
+    forwarder: Asks
+    log: SparingLog = field(default_factory=lambda: SparingLog(logging.getLogger("hivemesh.dns")))
+
+
+class Sockets(NamedTuple):
+    """Both in the sandbox's namespace, which lives as long as they do."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+    def close(self) -> None:
+        self.udp.close()
+        self.tcp.close()
+
+
+def open_sockets(netns: str) -> Sockets:
+    """Listen inside the namespace at that path. Raises `OSError`: it is gone, or the port is taken."""
+
+    def make() -> Sockets:
+        kind = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        with contextlib.ExitStack() as undo:
+            udp = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | kind))
+            with contextlib.suppress(PermissionError):  # then as much as everybody gets
+                udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            udp.bind((RESOLVER_ADDRESS, RESOLVER_PORT))
+            tcp = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM | kind))
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of one killed before us linger
+            tcp.bind((RESOLVER_ADDRESS, RESOLVER_PORT))
+            tcp.listen(_BACKLOG)
+            undo.pop_all()
+            return Sockets(udp, tcp)
+
+    return inside(netns, make)
+
+
+def identity(netns: str) -> tuple[int, int]:
+    """Device and inode of a namespace's file: another namespace at the same path has others while we hold the first."""
+    found = os.stat(netns)
+    return found.st_dev, found.st_ino
+
+
+class Listener:
+    """Serves one sandbox once started. `sandbox` and `answers` may be replaced at any time."""
+
+    def __init__(self, sandbox: Sandbox, answers: Answers, sockets: Sockets, shared: Shared) -> None:
+        self.sandbox = sandbox
+        self.answers = answers
+        self.sockets = sockets
+        self.connections: set[Connection] = set()
+        self.finished = asyncio.Event()  # retired, and nothing is under way any more
+        self._shared = shared
+        self._loop = asyncio.get_running_loop()
+        self._receive, self._send = sockets.udp.recvfrom, sockets.udp.sendto
+        self._asking: set[asyncio.Task[None]] = set()
+        self._started = self._listening = False
+        self._retired = False
+
+    def start(self) -> None:
+        """Answer from now on."""
+        self._started = True
+        self._loop.add_reader(self.sockets.udp.fileno(), self._on_datagrams)
+        self._listen(True)
+        for connection in list(self.connections):
+            connection.start()
+
+    def pause(self) -> None:
+        """Take no more questions until `start`; they wait in the sockets."""
+        self._started = False
+        self._loop.remove_reader(self.sockets.udp.fileno())
+        self._listen(False)
+        for connection in self.connections:
+            connection.pause()
+
+    def retire(self) -> None:
+        """Paused, and another process goes on: answer what was asked here, and close as soon as that is done."""
+        self._retired = True
+        self.sockets.tcp.close()
+        for connection in list(self.connections):
+            connection.finish()
+        self._close_if_done()
+
+    def close(self) -> None:
+        """At once: nothing of ours stays in the namespace."""
+        if self._started:
+            self.pause()
+        for connection in list(self.connections):
+            connection.close()
+        for task in self._asking:
+            task.cancel()
+        self.sockets.close()
+
+    # --- UDP ------------------------------------------------------------------------------------------------------
+
+    def _on_datagrams(self) -> None:
+        receive, send, ready = self._receive, self._send, self.answers.ready
+        try:
+            for _ in BATCH:
+                message, client = receive(MOST_QUERY + 1)
+                prepared = ready.get(message[2:])
+                if prepared is None:
+                    prepared = self.answers.prepare(message)
+                    if prepared is None:
+                        continue
+                if type(prepared) is not bytes:
+                    prepared = prepared.tail(random())  # type: ignore[union-attr]
+                if prepared:
+                    send(message[:2] + prepared, client)
+                elif (known := self._shared.forwarder.cached(message, self.sandbox)) is not None:
+                    send(known, client)
+                else:
+                    self._ask_on(message, client)
+        except BlockingIOError:
+            pass  # nothing more to read; or a full device: a datagram may be lost
+        except OSError as error:
+            self._shared.log.warning("udp", "cannot answer in sandbox %s: %s", self.sandbox.id, error)
+
+    def _ask_on(self, message: bytes, client: Any) -> None:
+        task = self._loop.create_task(self._answer_later(message, client))
+        self._asking.add(task)
+        task.add_done_callback(self._asked_on)
+
+    async def _answer_later(self, message: bytes, client: Any) -> None:
+        answered = await self._ask(message, tcp=False)
+        with contextlib.suppress(OSError):
+            self._send(answered, client)
+
+    def _asked_on(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        self._close_if_done()
+
+    # --- TCP ------------------------------------------------------------------------------------------------------
+
+    def adopt(self, sock: socket.socket, unread: bytes = b"") -> Connection:
+        """A connection of this sandbox; it still has to be started."""
+        connection = Connection(sock, self._respond, self._lost, unread=unread)
+        self.connections.add(connection)
+        return connection
+
+    def _listen(self, on: bool) -> None:
+        if on and not self._listening:
+            self._loop.add_reader(self.sockets.tcp.fileno(), self._on_connection)
+        elif self._listening and not on:
+            self._loop.remove_reader(self.sockets.tcp.fileno())
+        self._listening = on
+
+    def _on_connection(self) -> None:
+        try:
+            sock, _ = self.sockets.tcp.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            # out of files, most likely: the connection stays where it is and would wake us for ever
+            self._shared.log.warning("accept", "cannot take a connection in sandbox %s: %s", self.sandbox.id, error)
+            self._listen(False)
+            self._loop.call_later(_NO_FILES_PAUSE, self._listen_again)
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self.connections) >= MOST_CONNECTIONS:
+            min(self.connections, key=lambda connection: (connection.busy, connection.last_heard)).close()
+        self.adopt(sock).start()
+
+    def _listen_again(self) -> None:
+        if self._started:
+            self._listen(True)
+
+    def _respond(self, message: bytes) -> bytes | Coroutine[Any, Any, bytes] | None:
+        prepared = answer(message, self.answers.scope, tcp=True)
+        if prepared is None:
+            return None
+        if not isinstance(prepared, bytes):
+            prepared = prepared.tail(random())
+        if prepared:
+            return message[:2] + prepared
+        if (known := self._shared.forwarder.cached(message, self.sandbox, tcp=True)) is not None:
+            return known
+        return self._ask(message, tcp=True)
+
+    def _lost(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._close_if_done()
+
+    # --- both -----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, message: bytes, *, tcp: bool) -> bytes:
+        answered = None
+        try:
+            answered = await self._shared.forwarder.ask(message, tcp=tcp, sandbox=self.sandbox)
+        except Exception as error:
+            self._shared.log.warning("forward", "asking on failed: %s: %s", type(error).__name__, error)
+        return message[:2] + failure(message) if answered is None else answered
+
+    def _close_if_done(self) -> None:
+        if self._retired and not (self._asking or self.connections):
+            self.sockets.close()
+            self.finished.set()
