@@ -192,6 +192,11 @@ def ask(protocol: str, host: str, port: int, *, times: int = 1, source: tuple[st
     return replies
 
 
+def ask_each(protocol: str, host: str, port: int, sources: Iterable[str]) -> list[Reply | str]:
+    """One new connection from each address."""
+    return [ask(protocol, host, port, source=(source, 0))[0] for source in sources]
+
+
 def question(sock: socket.socket) -> Reply:
     sock.send(b"?")
     server, seen, port = sock.recv(2000).decode().split()
