@@ -3,7 +3,7 @@
 import logging
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -34,7 +34,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS to one manager."""
 CALL_TIMEOUT = 15.0
 """Seconds for a whole call; Docker's CLI gives a join 20."""
-MAX_ANSWER = 256 * 1024
+MAX_ANSWER = 32 << 20
 ERROR_OF: dict[int, type[HivemeshError]] = {
     400: Invalid,
     403: Forbidden,
@@ -112,6 +112,19 @@ async def leave(identity: Identity) -> None:
         log.info("leaving: %s", error)
 
 
+class Managers:
+    """Whoever of them can be reached; `identity` is asked each time, since it learns of new ones."""
+
+    def __init__(self, identity: Callable[[], Identity]) -> None:
+        self._identity = identity
+
+    async def attach(self, request: AttachRequest) -> AttachReply:
+        return await attach(self._identity(), request)
+
+    async def detach(self, task: TaskID) -> None:
+        await detach(self._identity(), task)
+
+
 async def attach(identity: Identity, request: AttachRequest) -> AttachReply:
     """Put a container of this node on networks, by any manager. Raises what the manager refuses with, or
     `Unavailable` when none can be asked.
@@ -126,6 +139,11 @@ async def attach(identity: Identity, request: AttachRequest) -> AttachReply:
 async def detach(identity: Identity, task: TaskID) -> None:
     """The container is gone from all its networks. Raises as `attach` does."""
     await _any("POST", "/v1/detach", identity, codec.to_json(DetachRequest(task=task)))
+
+
+async def ask(identity: Identity, path: str) -> bytes:
+    """What any manager says of `path`. Raises as `attach` does."""
+    return (await _any("GET", path, identity, b""))[1]
 
 
 async def _any(method: str, path: str, identity: Identity, body: bytes) -> tuple[str, bytes]:
@@ -153,6 +171,17 @@ async def _pinned_ca(manager: str, token: JoinToken) -> str:
     return text
 
 
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body. Raises `ClientPayloadError` when it is larger than anything a manager says."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER:
+            raise aiohttp.ClientPayloadError(f"the answer has more than {MAX_ANSWER >> 20} MiB")
+        parts.append(part)
+    return b"".join(parts)
+
+
 async def _call(method: str, manager: str, path: str, context: ssl.SSLContext, body: bytes = b"") -> bytes:
     """One HTTPS request. Raises `Unreachable`, or what the manager's refusal means."""
     timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT, connect=CONNECT_TIMEOUT)
@@ -162,7 +191,7 @@ async def _call(method: str, manager: str, path: str, context: ssl.SSLContext, b
             async with http.request(
                 method, f"https://{manager}{path}", data=body, ssl=context, server_hostname=name, allow_redirects=False
             ) as response:
-                answer = await response.content.read(MAX_ANSWER)
+                answer = await _read(response)
                 status = response.status
     except TimeoutError:
         raise Unreachable(f"cannot reach the manager at {manager}: no answer in time; {_hint(manager)}") from None

@@ -8,6 +8,7 @@ from hivemesh.clock import Clock
 from hivemesh.engine.api import EngineInfo
 from hivemesh.model.ids import NodeID
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
+from hivemesh.wire.insight import Insight, Insights
 
 if TYPE_CHECKING:
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
@@ -94,6 +95,16 @@ class LocalNode(Protocol):
 
     async def engine_info(self) -> EngineInfo:
         """Raises `EngineError` or `Unavailable`."""
+        ...
+
+    async def networks(self) -> Insights:
+        """All networks of the swarm, without their members, as far as this node can find out."""
+        ...
+
+    async def network(self, ref: str) -> Insight:
+        """One network with everybody on it, by id, name or beginning of the id. Raises `NotFound`, or `Unavailable`
+        when this node does not know it and no manager answers.
+        """
         ...
 
     async def drift(self) -> list[str]:

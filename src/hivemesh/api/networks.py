@@ -1,6 +1,7 @@
 """`/networks`: the swarm's overlay networks and, beside them, the engine's local ones."""
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -19,12 +20,11 @@ from hivemesh.api.http import (
     manager_of,
     pattern_match,
 )
+from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
 from hivemesh.model.network import Network
-from hivemesh.model.node import Node
-from hivemesh.model.service import Service
-from hivemesh.model.task import Task
 from hivemesh.wire.engine import objects, requests, strict
+from hivemesh.wire.insight import Insight
 
 if TYPE_CHECKING:
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
@@ -39,18 +39,14 @@ BUILTIN = ("bridge", "host", "none", "podman")
 
 @routes.get("/networks")
 async def list_networks(request: web.Request) -> web.Response:
+    """Those of the swarm on every node, workers too; and the engine's."""
     filters = filters_of(request, FILTERS)
-    manager = local_of(request).manager
-    found: list[dict[str, Any]] = []
-    if manager is not None:
-        view = manager.tables.view
-        nodes = view.all(Node)
-        networks = sorted(view.all(Network), key=lambda network: (network.created, network.id))
-        found = [objects.network(network, nodes) for network in networks]
+    insights = (await local_of(request).networks()).networks
+    found = [objects.network(about) for about in insights]
     if "local" in filters.get("scope", ["local"]):
         known = {network["Id"] for network in found}
         found += [network for network in await _engine_networks(request) if network.get("Id") not in known]
-    used = _used(manager) if manager else set()
+    used = {about.network.id for about in insights if about.services}
     return answer([network for network in found if _matches(network, filters, used)])
 
 
@@ -63,13 +59,7 @@ async def _engine_networks(request: web.Request) -> list[dict[str, Any]]:
     return value if isinstance(value, list) else []
 
 
-def _used(manager: "Manager") -> set[str]:
-    return {
-        config.target for service in manager.tables.view.all(Service) for config in service.spec.task_template.networks
-    }
-
-
-def _matches(network: dict[str, Any], filters: Filters, used: set[str]) -> bool:
+def _matches(network: dict[str, Any], filters: Filters, used: Collection[str]) -> bool:
     name, identifier = str(network.get("Name", "")), str(network.get("Id", ""))
     kind = "builtin" if name in BUILTIN or network.get("Ingress") else "custom"
     dangling = kind == "custom" and identifier not in used and not network.get("Containers")
@@ -91,22 +81,31 @@ async def inspect(request: web.Request) -> web.StreamResponse:
     if scope not in ("", "swarm", "local", "global"):
         raise Invalid(f"invalid scope {scope!r}: use swarm, local or global")
     local = local_of(request)
-    network = _find(local.manager, ref) if scope in ("", "swarm") else None
-    if network is None or local.manager is None:
+    about = await _look(local, ref) if scope in ("", "swarm") else None
+    if about is None:
         if scope == "swarm":
             raise NotFound(f"network {ref} not found")
         try:
             return answer(await passthrough.ask(request, f"/networks/{ref}"))
         except (NotFound, Unsupported):
             raise NotFound(f"network {ref} not found") from None
-    view = local.manager.tables.view
-    value = objects.network(network, view.all(Node))
-    here = view.get(Node, local.node_id) if local.node_id else None
-    value["Containers"] = objects.network_containers(network, here, view.all(Task))
+    value = objects.network(about)
+    value["Containers"] = objects.network_containers(about, local.node_id)
+    value["Status"] = objects.network_status(about)
     if flag(request, "verbose"):
-        nodes = {node.id: node for node in view.all(Node)}
-        value["Services"] = objects.network_services(network, view.all(Service), view.all(Task), nodes)
+        value["Services"] = objects.network_services(about)
     return answer(value)
+
+
+async def _look(local: LocalNode, ref: str) -> Insight | None:
+    """A network of the swarm; None when there is none of that name, or nobody who could know."""
+    try:
+        return await local.network(ref)
+    except NotFound:
+        return None
+    except Unavailable as error:
+        log.info("%s", error)
+        return None
 
 
 def _find(manager: "Manager | None", ref: str) -> Network | None:
@@ -134,6 +133,8 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def remove(request: web.Request) -> web.StreamResponse:
     ref, manager = request.match_info["ref"], local_of(request).manager
     network = _find(manager, ref)
+    if manager is None and await _look(local_of(request), ref) is not None:
+        manager_of(request)  # managers remove networks, and this node is none: says so
     if network is None or manager is None:
         try:
             return await passthrough.forward(request)
@@ -160,7 +161,7 @@ async def prune(request: web.Request) -> web.Response:
     manager = local_of(request).manager
     deleted: list[str] = []
     if manager is not None:
-        used = _used(manager)
+        used = {about.network.id for about in manager.insights().networks if about.services}
         for network in list(manager.tables.view.all(Network)):
             labels = network.spec.labels
             kept = "label!" in filters and labels_match(filters, labels, "label!")

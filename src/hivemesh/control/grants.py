@@ -89,34 +89,35 @@ class Grants:
     def _of(self, network: Network) -> tuple[Leases, ...]:
         if network.id in self._leases:
             return self._leases[network.id]
-        held = list(self._held(network.id))
+        holders = list(held(self._view, network.id))
         made = []
         for subnet in network.subnets:
             version = subnet.prefix.version
             after = self._cursors.addresses.get((network.id, version))
             if after is None:  # a new process: go on after the youngest endpoint
-                youngest = max(held, key=lambda pair: pair[0], default=(0.0, ()))[1]
+                youngest = max(holders, key=lambda pair: pair[0], default=(0.0, ()))[1]
                 after = next((int(address) for address in youngest if address.version == version), 0)
             lease = Leases(subnet, after)
-            for _, addresses in held:
+            for _, addresses in holders:
                 for address in addresses:
                     lease.hold(address)
             made.append(lease)
         self._leases[network.id] = tuple(made)
         return self._leases[network.id]
 
-    def _held(self, network: NetworkID) -> Iterable[tuple[float, tuple[Interface, ...]]]:
-        """Who holds what, with the time its holder was made. A dead task holds nothing."""
-        for node in self._view.all(Node):
-            for attachment in node.attachments:
+
+def held(view: View, network: NetworkID) -> Iterable[tuple[float, tuple[Interface, ...]]]:
+    """Who holds what on a network, with the time its holder was made. A dead task holds nothing."""
+    for node in view.all(Node):
+        for attachment in node.attachments:
+            if attachment.network_id == network:
+                yield node.created, attachment.addresses
+    for service in view.all(Service):
+        for vip in service.vips:
+            if vip.network_id == network:
+                yield service.created, vip.addresses
+    for task in view.all(Task):
+        if not task.status.state.dead:
+            for attachment in task.attachments:
                 if attachment.network_id == network:
-                    yield node.created, attachment.addresses
-        for service in self._view.all(Service):
-            for vip in service.vips:
-                if vip.network_id == network:
-                    yield service.created, vip.addresses
-        for task in self._view.all(Task):
-            if not task.status.state.dead:
-                for attachment in task.attachments:
-                    if attachment.network_id == network:
-                        yield task.created, attachment.addresses
+                    yield task.created, attachment.addresses

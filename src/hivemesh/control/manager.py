@@ -14,6 +14,7 @@ from hivemesh.clock import Clock
 from hivemesh.control import (
     allocator,
     attachments,
+    insight,
     lookup,
     networks,
     nodes,
@@ -34,6 +35,7 @@ from hivemesh.model.service import Service, ServiceSpec
 from hivemesh.model.task import Task
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.control import AttachReply, AttachRequest
+from hivemesh.wire.insight import Insight, Insights
 
 log = logging.getLogger("hivemesh.control")
 
@@ -152,6 +154,14 @@ class Manager:
 
     def networks(self) -> Collection[Network]:
         return self.tables.view.all(Network)
+
+    def insight(self, ref: str) -> Insight:
+        """A network with everybody on it."""
+        return insight.detail(self.tables.view, self.network(ref))
+
+    def insights(self) -> Insights:
+        """All networks, the oldest first."""
+        return insight.overview(self.tables.view)
 
     # --- nodes and tasks
 

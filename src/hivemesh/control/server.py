@@ -115,6 +115,8 @@ class ClusterServer:
                 web.post("/v1/leave", self._leave),
                 web.post("/v1/attach", self._attach),
                 web.post("/v1/detach", self._detach),
+                web.get("/v1/networks", self._networks),
+                web.get("/v1/networks/{ref}", self._network),
                 web.get("/v1/session", self._session),
             ]
         )
@@ -156,6 +158,15 @@ class ClusterServer:
         _, peer = self._member(request)
         await self._manager.detach(peer.node_id, (await _body(request, DetachRequest)).task)
         return web.Response(status=204)
+
+    async def _networks(self, request: web.Request) -> web.Response:
+        """Members may look at the networks; what they see is no secret of managers."""
+        self._member(request)
+        return _json(self._manager.insights())
+
+    async def _network(self, request: web.Request) -> web.Response:
+        self._member(request)
+        return _json(self._manager.insight(request.match_info["ref"]))
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
         _, peer = self._member(request)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hivemesh.agent import identity as identities
+from hivemesh.agent import inquiry
 from hivemesh.agent import join as membership
 from hivemesh.agent.advertise import choose_address, listen_address
+from hivemesh.agent.attached import AttachedContainers
 from hivemesh.agent.facts import describe, local_addresses, local_routes
 from hivemesh.agent.identity import Facts, Identity
 from hivemesh.agent.session import Session
@@ -30,13 +32,15 @@ from hivemesh.engine.service import PodmanService
 from hivemesh.kernel.probe import missing
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
-from hivemesh.model.errors import HivemeshError, Invalid, Unavailable
+from hivemesh.model.errors import HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import NodeDescription
 from hivemesh.pki import Authority, make_request, new_token
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables
+from hivemesh.wire.control import View
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
+from hivemesh.wire.insight import Insight, Insights
 
 log = logging.getLogger("hivemesh.daemon")
 
@@ -68,6 +72,7 @@ class Daemon:
         self._role: ManagerRole | None = None
         self._session: Session | None = None
         self._worker: Worker | None = None
+        self._attached: AttachedContainers | None = None
         self._running: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._error = ""
@@ -139,6 +144,10 @@ class Daemon:
         return self._identity is not None and self._identity.facts.role == "manager"
 
     @property
+    def attached(self) -> AttachedContainers | None:
+        return self._attached
+
+    @property
     def data_dir(self) -> Path:
         return self._config.data_dir
 
@@ -151,6 +160,20 @@ class Daemon:
 
     async def engine_info(self) -> EngineInfo:
         return await self._engine.info()
+
+    async def networks(self) -> Insights:
+        if self.manager is not None:
+            return self.manager.insights()
+        if self._identity is None:
+            return Insights(networks=())
+        return await inquiry.networks(self._identity, self._session.view if self._session else {})
+
+    async def network(self, ref: str) -> Insight:
+        if self.manager is not None:
+            return self.manager.insight(ref)
+        if self._identity is None:
+            raise NotFound(f"network {ref} not found")
+        return await inquiry.network(self._identity, self._session.view if self._session else {}, ref)
 
     async def drift(self) -> list[str]:
         return await self._worker.equal_to_plan() if self._worker else []
@@ -305,7 +328,7 @@ class Daemon:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
-        self._running = self._role = self._session = None
+        self._running = self._role = self._session = self._attached = None
 
     async def _keep_running(self) -> None:
         while True:
@@ -332,10 +355,12 @@ class Daemon:
                 serving = asyncio.Event()
                 tasks.create_task(self._role.run(serving), name="manager")
                 await serving.wait()
-            session = Session(
-                identity, assign=lambda view, revision: worker.assign(view, revision), describe=self._describe,
-                clock=self.clock,
-            )  # fmt: skip
+
+            def assign(view: View, revision: int) -> None:
+                worker.assign(view, revision)
+                attached.assign(view)
+
+            session = Session(identity, assign=assign, describe=self._describe, clock=self.clock)
             worker = Worker(
                 port=session,
                 engine=self._engine,
@@ -344,12 +369,21 @@ class Daemon:
                 vtep=identity.facts.vtep,
                 clock=self.clock,
             )
-            self._session, self._worker = session, worker
+            attached = AttachedContainers(
+                sandboxes=worker.network,
+                managers=membership.Managers(lambda: session.identity),
+                engine=self._engine,
+                directory=self.data_dir / "agent",
+                clock=self.clock,
+            )
+            self._session, self._worker, self._attached = session, worker, attached
             working = tasks.create_task(worker.run(), name="worker")
+            beside = tasks.create_task(attached.run(), name="attached containers")
             connection = tasks.create_task(session.run(), name="session")
             announcing = tasks.create_task(self._announce(session), name="announce")
             await connection
             working.cancel()
+            beside.cancel()
             announcing.cancel()
             if self._role is not None:
                 raise Unavailable(session.error or "this manager was removed from its own swarm")

@@ -37,6 +37,16 @@ class Leases:
             prefix.broadcast_address
         )
 
+    @property
+    def in_use(self) -> int:
+        """Addresses that are held, those that nobody may have among them."""
+        return len(self._held)
+
+    @property
+    def free(self) -> int:
+        """Addresses that `acquire` can still give."""
+        return self._end - self._first + 1 - sum(self._first <= number <= self._end for number in self._held)
+
     def acquire(self) -> Interface:
         """The next free address. Raises `Exhausted`."""
         for low, high in ((max(self._first, self.last + 1), self._end), (self._first, min(self.last, self._end))):

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hivemesh import pki
+from hivemesh.agent.attached import AttachedContainers
 from hivemesh.api.local import LocalState, RemoteManager
 from hivemesh.api.server import ApiServer
 from hivemesh.client import Client
@@ -21,11 +22,13 @@ from hivemesh.clock import Clock, SystemClock
 from hivemesh.control import swarm
 from hivemesh.control.manager import Manager
 from hivemesh.engine.api import EngineInfo
+from hivemesh.model.errors import NotFound
 from hivemesh.model.ids import NodeID, TaskID, new_id
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
+from hivemesh.wire.insight import Insight, Insights
 
 PATIENCE = 20.0
 
@@ -42,6 +45,7 @@ class Machine:
     node_addr: str = ""
     remote_managers: tuple[RemoteManager, ...] = ()
     manager: Manager | None = None
+    attached: AttachedContainers | None = None
     is_manager: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
@@ -49,6 +53,7 @@ class Machine:
     joined: SwarmJoin | None = None
     running: list[asyncio.Task[None]] = field(default_factory=list)
     store: SqliteStore | None = None
+    told: tuple[Insight, ...] = ()  # what a worker hears of networks
 
     async def init(self, request: SwarmInit) -> NodeID:
         authority = pki.Authority.create(self.clock.now())
@@ -99,6 +104,17 @@ class Machine:
 
     async def engine_info(self) -> EngineInfo:
         return EngineInfo(name="podman", version="4.3.1")
+
+    async def networks(self) -> Insights:
+        return self.manager.insights() if self.manager else Insights(networks=self.told)
+
+    async def network(self, ref: str) -> Insight:
+        if self.manager:
+            return self.manager.insight(ref)
+        found = next((about for about in self.told if about.network.spec.name == ref), None)
+        if found is None:
+            raise NotFound(f"network {ref} not found")
+        return found
 
     async def drift(self) -> list[str]:
         return []

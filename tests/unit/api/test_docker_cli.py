@@ -157,6 +157,42 @@ async def test_networks_are_created_inspected_and_protected_while_in_use() -> No
         assert listed.split() == ["backend", "ingress"]
 
 
+async def test_network_shows_who_is_on_it_and_what_is_left_of_its_addresses() -> None:
+    async with manager_api() as api:
+        await api.docker("network", "create", "--driver=overlay", "--subnet=10.9.0.0/24", "--ipv6", "backend")
+        created = api.run("docker", "service", "create", "--name=web", "--replicas=2", "--network=backend", "img")
+        assert (await created).code == 0
+        network = json.loads(await api.docker("network", "inspect", "--verbose", "backend"))[0]
+        web = network["Services"]["web"]
+        assert web["VIP"] == "10.9.0.2"
+        assert web["VIPv6"].startswith("fd")
+        assert {task["Info"]["Host IP"] for task in web["Tasks"]} == {"198.51.100.11"}
+        assert [peer["IP"] for peer in network["Peers"]] == ["198.51.100.11"]
+        here = {held["Name"]: held for held in network["Containers"].values()}
+        for task in web["Tasks"]:
+            assert here[task["Name"]]["IPv4Address"] == f"{task['EndpointIP']}/24"
+            assert here[task["Name"]]["EndpointID"] == task["EndpointID"]
+        assert "backend-endpoint" in here
+        v4 = network["Status"]["IPAM"]["Subnets"]["10.9.0.0/24"]
+        assert (v4["IPsInUse"], v4["DynamicIPsAvailable"]) == (3 + 4, 253 - 4)
+        assert "Services" not in json.loads(await api.docker("network", "inspect", "backend"))[0]
+
+
+async def test_worker_shows_networks_it_heard_of_and_leaves_them_to_managers() -> None:
+    async with manager_api() as api:
+        await api.docker("network", "create", "--driver=overlay", "backend")
+        assert api.machine.manager is not None
+        told = (api.machine.manager.insight("backend"),)
+    async with worker_api() as api:
+        api.machine.told = told
+        listed = await api.docker("network", "ls", "--filter", "scope=swarm", "--format", "{{.Name}} {{.Driver}}")
+        assert listed == "backend overlay\n"
+        network = json.loads(await api.docker("network", "inspect", "--verbose", "backend"))[0]
+        assert (network["Id"], network["Services"]) == (told[0].network.id, {})
+        assert "This node is not a swarm manager" in await api.docker_error("network", "rm", "backend")
+        assert "nowhere" in await api.docker_error("network", "inspect", "nowhere")
+
+
 async def test_rotated_token_is_new_and_the_old_one_gone() -> None:
     async with manager_api() as api:
         before = await api.docker("swarm", "join-token", "-q", "worker")

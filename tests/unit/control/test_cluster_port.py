@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Callable
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import aiohttp
@@ -10,12 +11,16 @@ import msgspec
 import pytest
 from port_rig import LOOPBACK, Swarm, eventually, open_swarm
 
+from hivemesh.agent import inquiry
 from hivemesh.agent.identity import load
 from hivemesh.agent.join import join, leave, renew
+from hivemesh.model.addr import MAC, VNI
 from hivemesh.model.cluster import Dispatcher
-from hivemesh.model.errors import Forbidden, Invalid, Unavailable, Unsupported
+from hivemesh.model.errors import Forbidden, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.ids import EndpointID, NetworkID
+from hivemesh.model.network import Network, NetworkSpec, Subnet
 from hivemesh.model.node import Node, NodeSpec
-from hivemesh.model.task import TaskState, TaskStatus
+from hivemesh.model.task import Attachment, TaskState, TaskStatus
 from hivemesh.pki import MANAGER_NAME, client_context, new_token
 from hivemesh.wire import codec
 from hivemesh.wire.control import TaskItem
@@ -274,6 +279,41 @@ async def test_second_session_of_a_node_takes_over(tmp_path: Path) -> None:
         task = await swarm.put_task(second.node)
         await eventually(lambda: f"task/{task.id}" in second.session.view)
         assert isinstance(second.session.view[f"task/{task.id}"], TaskItem)
+
+
+async def test_networks_are_told_to_members_and_known_without_managers_where_they_matter(tmp_path: Path) -> None:
+    subnet = Subnet(prefix=ip_network("10.9.0.0/24"), gateway=ip_address("10.9.0.1"))
+    many = [
+        Network(id=NetworkID(f"id{number:03}"), spec=NetworkSpec(name=f"net{number}"), vni=VNI(5000 + number),
+                subnets=(subnet,), created=float(number))
+        for number in range(400)
+    ]  # fmt: skip
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        identity = agent.session.identity
+        await swarm.tables.update(lambda tx: [tx.put(network) for network in many])
+        on = Attachment(
+            endpoint_id=EndpointID("e"), network_id=many[7].id, addresses=(ip_interface("10.9.0.2/24"),), mac=MAC("m")
+        )
+        task = await swarm.put_task(agent.node, attachments=(on,))
+        told = await inquiry.networks(identity, {})
+        assert [about.network.spec.name for about in told.networks] == [network.spec.name for network in many]
+        theirs = await inquiry.network(identity, {}, "net7")
+        assert [member.name for member in theirs.members] == [task.name]
+        with pytest.raises(NotFound, match="network no/where not found"):
+            await inquiry.network(identity, {}, "no/where")
+        await eventually(lambda: f"network/{many[7].id}" in agent.session.view)
+        view = agent.session.view
+        node = swarm.node(agent.node)
+        await swarm.tables.update(lambda tx: tx.delete(node))
+        with pytest.raises(Forbidden, match="was removed from this swarm"):
+            await inquiry.network(identity, view, "net7")
+        await agent.stop()
+    assert [about.network.spec.name for about in (await inquiry.networks(identity, view)).networks] == ["net7"]
+    mine = await inquiry.network(identity, view, "net7")
+    assert [(member.name, member.addresses) for member in mine.members] == [(task.name, on.addresses)]
+    with pytest.raises(Unavailable, match="does not take part in network net8, and cannot ask a manager: cannot reach"):
+        await inquiry.network(identity, view, "net8")
 
 
 async def test_taken_port_is_one_clear_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from hivemesh.control import lookup, networks, services, swarm
+from hivemesh.control import insight, lookup, networks, services, swarm
 from hivemesh.control.grants import Cursors, Grants
 from hivemesh.control.manager import converge
 from hivemesh.model.cluster import Cluster
@@ -32,6 +32,7 @@ from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.pki import Authority
 from hivemesh.store.tables import Transaction, View
 from hivemesh.wire.engine import SwarmInit
+from hivemesh.wire.insight import Insight
 
 R = TypeVar("R")
 SECOND = 1_000_000_000
@@ -167,14 +168,22 @@ class World:
     def service(self, name: str) -> Service:
         return lookup.service(self.view, name)
 
-    def create_network(self, name: str, *subnets: str, ipv6: bool = False, ingress: bool = False) -> Network:
-        ipam = tuple(IPAMConfig(subnet=subnet) for subnet in subnets)
+    def create_network(
+        self, name: str, *subnets: str, ipv6: bool = False, ingress: bool = False, ip_range: str = ""
+    ) -> Network:
+        ipam = tuple(IPAMConfig(subnet=subnet, ip_range=ip_range) for subnet in subnets)
         wanted = NetworkSpec(name=name, ipam=ipam, ipv6=ipv6, ingress=ingress)
         self.change(lambda tx: networks.create(tx, wanted, self.now, self.new_id()))
         return self.network(name)
 
     def network(self, name: str) -> Network:
         return lookup.network(self.view, name)
+
+    def insights(self) -> tuple[Insight, ...]:
+        return insight.overview(self.view).networks
+
+    def insight(self, name: str) -> Insight:
+        return insight.detail(self.view, self.network(name))
 
     # --- tasks
 

@@ -1,19 +1,20 @@
 """What clients get: swarm objects of the Docker Engine API, as plain dicts ready for JSON."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
-from ipaddress import IPv4Interface
 from typing import Any
 
+from hivemesh.model.addr import MAC, Address, Interface
 from hivemesh.model.cluster import Cluster
-from hivemesh.model.ids import NetworkID, NodeID
+from hivemesh.model.ids import EndpointID, NetworkID, NodeID
 from hivemesh.model.network import VNI_OPTION, Network, NetworkSpec
 from hivemesh.model.node import Node
 from hivemesh.model.service import EndpointSpec, Service, ServiceSpec, TaskSpec
 from hivemesh.model.task import Task, TaskState
 from hivemesh.wire import codec
+from hivemesh.wire.insight import Insight
 
 Json = dict[str, Any]
 
@@ -250,8 +251,9 @@ def cluster_network(value: Network) -> Json:
     }
 
 
-def network(value: Network, nodes: Iterable[Node] = ()) -> Json:
+def network(about: Insight) -> Json:
     """A network in the shape that `network ls` and `network inspect` share."""
+    value = about.network
     return {
         "Name": value.spec.name,
         "Id": value.id,
@@ -269,70 +271,82 @@ def network(value: Network, nodes: Iterable[Node] = ()) -> Json:
         "Containers": {},
         "Options": _driver_options(value),
         "Labels": value.spec.labels,
-        "Peers": [
-            {"Name": f"{node.description.hostname}-{node.id[:10]}", "IP": str(node.vtep)}
-            for node in nodes
-            if node.vtep and any(own.network_id == value.id for own in node.attachments)
-        ],
+        "Peers": [{"Name": f"{host.name}-{host.id[:10]}", "IP": str(host.vtep)} for host in about.hosts],
     }
 
 
-def _address(addresses: Iterable[Any], *, v4: bool) -> str:
-    return next((str(address) for address in addresses if isinstance(address, IPv4Interface) == v4), "")
+def _interface(addresses: Iterable[Interface], version: int) -> str:
+    """With its prefix length."""
+    return next((str(address) for address in addresses if address.version == version), "")
 
 
-def network_containers(value: Network, here: Node | None, tasks: Iterable[Task]) -> Json:
+def _address(addresses: Iterable[Address | Interface], version: int) -> str:
+    return next((str(address).partition("/")[0] for address in addresses if address.version == version), "")
+
+
+def network_containers(about: Insight, here: NodeID | None) -> Json:
     """`Containers` of `network inspect`: the endpoints on the node `here`, by container id."""
+    name = about.network.spec.name
     answer: Json = {}
-    for task_here in tasks:
-        if here is None or task_here.node_id != here.id or task_here.status.state != TaskState.RUNNING:
-            continue
-        for attachment in task_here.attachments:
-            if attachment.network_id == value.id:
-                answer[task_here.status.container_id or task_here.id] = {
-                    "Name": task_here.name,
-                    "EndpointID": attachment.endpoint_id,
-                    "MacAddress": attachment.mac,
-                    "IPv4Address": _address(attachment.addresses, v4=True),
-                    "IPv6Address": _address(attachment.addresses, v4=False),
-                }
-    for own in here.attachments if here else ():
-        if own.network_id == value.id:
-            answer["ingress-sbox" if value.spec.ingress else f"lb-{value.spec.name}"] = {
-                "Name": "ingress-endpoint" if value.spec.ingress else f"{value.spec.name}-endpoint",
-                "EndpointID": own.endpoint_id,
-                "MacAddress": own.mac,
-                "IPv4Address": _address(own.addresses, v4=True),
-                "IPv6Address": _address(own.addresses, v4=False),
-            }
+    for member in about.members:
+        if member.node == here and member.running:
+            answer[member.container or member.endpoint] = _endpoint(
+                member.name, member.endpoint, member.mac, member.addresses
+            )
+    for host in about.hosts:
+        if host.id == here and host.own is not None:
+            key, title = ("ingress-sbox", "ingress") if about.network.spec.ingress else (f"lb-{name}", name)
+            answer[key] = _endpoint(f"{title}-endpoint", host.own.endpoint_id, host.own.mac, host.own.addresses)
     return answer
 
 
-def network_services(
-    value: Network, services: Iterable[Service], tasks: Iterable[Task], nodes: Mapping[NodeID, Node]
-) -> Json:
-    """`Services` of `network inspect --verbose`: who is on the network, wherever it runs."""
-    answer: Json = {}
+def _endpoint(name: str, identifier: EndpointID, mac: MAC, addresses: Iterable[Interface]) -> Json:
+    return {
+        "Name": name,
+        "EndpointID": identifier,
+        "MacAddress": mac,
+        "IPv4Address": _interface(addresses, 4),
+        "IPv6Address": _interface(addresses, 6),
+    }
+
+
+def network_services(about: Insight) -> Json:
+    """`Services` of `network inspect --verbose`: who serves on the network, wherever it runs.
+
+    Plain containers have no service: they stand under an empty name, as in Docker. `VIPv6` and `EndpointIPv6` are ours.
+    """
     by_service: dict[str, list[Json]] = {}
-    for found in tasks:
-        for attachment in found.attachments:
-            if attachment.network_id == value.id and found.serving:
-                node = nodes.get(found.node_id) if found.node_id else None
-                by_service.setdefault(found.service_id, []).append(
-                    {
-                        "Name": found.name,
-                        "EndpointID": attachment.endpoint_id,
-                        "EndpointIP": _address(attachment.addresses, v4=True).partition("/")[0],
-                        "Info": {"Host IP": node.addr if node else ""},
-                    }
-                )
-    for service in services:
-        vip = next((vip for vip in service.vips if vip.network_id == value.id), None)
-        if vip or service.id in by_service:
-            answer[service.spec.name] = {
-                "VIP": _address(vip.addresses, v4=True).partition("/")[0] if vip else "",
-                "Ports": [f"Target: {port.target_port}, Publish: {port.published_port}" for port in service.ports],
-                "LocalLBIndex": 0,
-                "Tasks": by_service.get(service.id, []),
-            }
+    for member in about.members:
+        if member.serving:
+            by_service.setdefault(member.service, []).append(
+                {
+                    "Name": member.name,
+                    "EndpointID": member.endpoint,
+                    "EndpointIP": _address(member.addresses, 4),
+                    **({"EndpointIPv6": v6} if (v6 := _address(member.addresses, 6)) else {}),
+                    "Info": {"Host IP": member.host},
+                }
+            )
+    answer: Json = {}
+    for offer in about.services:
+        answer[offer.name] = {
+            "VIP": _address(offer.vips, 4),
+            **({"VIPv6": v6} if (v6 := _address(offer.vips, 6)) else {}),
+            "Ports": [f"Target: {port.target_port}, Publish: {port.published_port}" for port in offer.ports],
+            "LocalLBIndex": 0,
+            "Tasks": by_service.get(offer.service, []),
+        }
+    if "" in by_service:
+        answer[""] = {"VIP": "", "Ports": [], "LocalLBIndex": 0, "Tasks": by_service[""]}
     return answer
+
+
+def network_status(about: Insight) -> Json:
+    """`Status` of `network inspect` (API 1.52): addresses in use and free."""
+    return {
+        "IPAM": {
+            "Subnets": {
+                usage.subnet: {"IPsInUse": usage.in_use, "DynamicIPsAvailable": usage.free} for usage in about.usage
+            }
+        }
+    }
