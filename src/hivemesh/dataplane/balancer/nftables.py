@@ -24,6 +24,7 @@ from hivemesh.model.ids import ServiceID
 from hivemesh.model.service import Scheduler
 from hivemesh.wire.nft import (
     ACCEPT,
+    CT_STATE_NEW,
     DROP,
     ICMP,
     ICMPV6,
@@ -46,6 +47,7 @@ from hivemesh.wire.nft import (
     load_protocol_port,
     load_source,
     lookup,
+    match_ct_state,
     match_iifname,
     match_l4proto,
     match_nfproto,
@@ -228,7 +230,8 @@ _VIP_OUTPUT = Chain(
 _REFUSE = Chain(
     name=REFUSE,
     rules=(
-        Rule(exprs=(*match_l4proto(TCP), reset()), comment="no backend"),
+        # What asks for conntrack switches it on for the namespace; without, no nat chain is ever called
+        Rule(exprs=(*match_ct_state(CT_STATE_NEW), *match_l4proto(TCP), reset()), comment="no backend"),
         Rule(exprs=(unreachable(),), comment="no backend"),
     ),
 )
