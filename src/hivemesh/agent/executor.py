@@ -7,16 +7,19 @@ What stays true
 - A process gets its stop signal only when the task is released (every live node sends its connections elsewhere) or
   when the task is gone from the view: see `TaskItem`.
 - States only move forward, also over restarts of the daemon: a container that runs is adopted as it is.
+- A container with a health check runs, for everybody else, once it is healthy. One that turns unhealthy gets no new
+  connections, and is stopped.
 - A task that ended keeps its container, for its logs, until the managers forget the task.
 """
 
 import asyncio
-import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
+from hivemesh.agent.health import Check, check_of, examine
 from hivemesh.agent.request import container_request
 from hivemesh.clock import Clock
 from hivemesh.engine.api import ContainerInfo, Engine
@@ -31,6 +34,11 @@ log = logging.getLogger("hivemesh.executor")
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
 """Seconds between attempts to stop or remove what the engine does not let go, doubled each time."""
 UNKNOWN_EXIT = -1
+SHORT_ID = 12
+"""Characters of a container's id that are its host name, unless it was given one (Docker)."""
+UNHEALTHY = "unhealthy container"
+MOST_WORDS = 200
+"""Characters of what the last check said that go into the task's error."""
 
 T = TypeVar("T")
 
@@ -44,6 +52,17 @@ class Sandboxes(Protocol):
 
     async def detach(self, task: TaskID) -> None:
         """Remove the sandbox; already gone is fine."""
+        ...
+
+    def files(self, task: Task, hostname: str) -> dict[str, str]:
+        """Files of ours by the path where each belongs in the container, written anew; `attach` was called.
+
+        `hostname` is the container's, empty while it is not known.
+        """
+        ...
+
+    def forget(self, task: TaskID) -> None:
+        """The container is removed, and the files may be."""
         ...
 
     def host_ports(self, task: Task) -> tuple[PortConfig, ...]:
@@ -79,6 +98,9 @@ class Executor:
         self._found = found
         self._container = found.id if found else item.task.status.container_id
         self._status = item.task.status
+        self._pid = found.pid if found else 0
+        self._check: Check | None = None
+        self._check_known = False
         self._gone = False
         self._lost = ""  # why the sandbox cannot be used any more
         self._wake = asyncio.Event()
@@ -149,7 +171,11 @@ class Executor:
         # What takes long can be given up half-way
         netns = await self._unless_stopped(self._prepare(spec.image))
         # What is short runs to its end, so that we know the container's id
-        self._container = await self._engine.create(container_request(self.task, netns, self._hostname))
+        request = container_request(self.task, netns, self._hostname)
+        files = self._sandboxes.files(self.task, request.hostname)
+        self._container = await self._engine.create(dataclasses.replace(request, files=files))
+        if not request.hostname:
+            self._sandboxes.files(self.task, self._container[:SHORT_ID])
         self._say(TaskState.READY, "prepared")
         await self._until(lambda: self._may_stop() or self.task.desired >= TaskState.RUNNING)
         if self._may_stop():
@@ -159,17 +185,23 @@ class Executor:
             info = await self._engine.start(self._container)
         except HivemeshError as error:
             raise type(error)(f"starting container failed: {error}") from error
-        self._say(TaskState.RUNNING, "started", pid=info.pid)
+        self._pid = info.pid
 
     async def _prepare(self, image: str) -> str:
         """Sandbox and image at the same time; the path of the sandbox's namespace."""
         wiring = asyncio.ensure_future(self._sandboxes.attach(self.task))
         try:
             await self._engine.ensure_image(image)
+            await self._learn_check()
             return await wiring
         finally:
             wiring.cancel()
             await asyncio.gather(wiring, return_exceptions=True)
+
+    async def _learn_check(self) -> None:
+        spec = self.task.spec.container_spec
+        self._check = check_of(spec.healthcheck, await self._engine.health_of(spec.image))
+        self._check_known = True
 
     async def _adopt(self, found: ContainerInfo) -> None:
         try:
@@ -178,8 +210,6 @@ class Executor:
                 self.lose_sandbox("the task's network namespace was removed while the daemon was away")
         except HivemeshError as error:  # the container runs and may well be reachable: repairing goes on elsewhere
             log.warning("task %s: its sandbox cannot be brought in order: %s", self.task.name, error)
-        if self._status.state != TaskState.RUNNING or self._status.container_id != found.id:
-            self._say(TaskState.RUNNING, "started", pid=found.pid)
         log.info("task %s: adopted its container %s", self.task.name, found.id[:12])
 
     def _end_unseen(self, found: ContainerInfo | None) -> None:
@@ -193,23 +223,51 @@ class Executor:
     async def _follow(self) -> None:
         """Until the process ends, by itself or because it should."""
         ending = asyncio.ensure_future(self._engine.wait(self._container))
+        stopping = asyncio.ensure_future(self._until(lambda: self._may_stop() or bool(self._lost)))
+        ailing = asyncio.ensure_future(self._examine())
+        futures = (ending, stopping, ailing)
         try:
-            stopping = asyncio.ensure_future(self._until(lambda: self._may_stop() or bool(self._lost)))
-            await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 self._finish(await ending)
                 return
+            ill = "" if stopping.done() else await ailing
+            if ill and self._status.state == TaskState.RUNNING:
+                self._say(TaskState.RUNNING, "unhealthy", unhealthy=True)
             await self._insist(self._stop, "stop")
             code = await ending
-            if self._lost:
-                self._say(TaskState.FAILED, "started", err=self._lost, exit_code=code)
+            if self._lost or ill:
+                self._say(TaskState.FAILED, "started", err=self._lost or ill, exit_code=code)
             else:
                 self._say(TaskState.SHUTDOWN, "shutdown", exit_code=code)
         finally:
-            ending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, HivemeshError):
-                await ending
+            for future in futures:
+                future.cancel()
+            await asyncio.gather(*futures, return_exceptions=True)
+
+    async def _examine(self) -> str:
+        """Say that the task runs, as soon as it may be used; then until it may not: why."""
+        if not self._check_known:
+            await self._insist(self._learn_check, "learn the health check of")
+        known = self._status.state == TaskState.RUNNING
+        if self._check is None:
+            if not known or self._status.container_id != self._container:
+                self._say(TaskState.RUNNING, "started")
+            await asyncio.Event().wait()  # for ever
+            raise AssertionError
+        if not known:
+            self._say(TaskState.STARTING, "starting")
+        said = await examine(
+            self._check,
+            self._engine,
+            self._container,
+            clock=self._clock,
+            started=self._status.timestamp,
+            healthy=known,
+            became_healthy=lambda: self._say(TaskState.RUNNING, "started"),
+        )
+        log.warning("task %s is unhealthy: %s", self.task.name, said)
+        return UNHEALTHY + (f": {said.splitlines()[-1][:MOST_WORDS]}" if said else "")
 
     def _finish(self, code: int) -> None:
         """The process ended by itself."""
@@ -227,6 +285,7 @@ class Executor:
         await self._sandboxes.detach(self.task.id)
         if self._container:
             await self._engine.remove(self._container)
+        self._sandboxes.forget(self.task.id)
 
     # --- waiting and telling --------------------------------------------------------------------------------------
 
@@ -267,7 +326,9 @@ class Executor:
             await self._clock.sleep(delay)
             delay = min(2 * delay, RETRY_LAST)
 
-    def _say(self, state: TaskState, message: str, *, err: str = "", pid: int = 0, exit_code: int = 0) -> None:
+    def _say(
+        self, state: TaskState, message: str, *, err: str = "", exit_code: int = 0, unhealthy: bool = False
+    ) -> None:
         if state < self._status.state:
             return
         open_ports = TaskState.STARTING <= state <= TaskState.RUNNING
@@ -277,8 +338,9 @@ class Executor:
             message=message,
             err=err,
             container_id=self._container,
-            pid=pid,
+            pid=0 if state.dead else self._pid,
             exit_code=exit_code,
+            unhealthy=unhealthy,
             ports=self._sandboxes.host_ports(self.task) if open_ports else (),
         )
         log.debug("task %s: %s %s", self.task.name, state.name, err)

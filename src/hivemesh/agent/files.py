@@ -23,6 +23,10 @@ class SandboxFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def directory(self, task: TaskID) -> Path:
+        """Where the files of `task` lie."""
+        return self._root / task
+
     def write(
         self, task: Task, networks: Mapping[NetworkID, NetworkItem], host: HostConf, hostname: str
     ) -> dict[str, str]:
@@ -41,7 +45,7 @@ class SandboxFiles:
             HOSTS: container_hosts(hostname, addresses, spec.hosts),
             RESOLV_CONF: container_resolv_conf(host, spec.dns_config),
         }
-        directory = self._root / task.id
+        directory = self.directory(task.id)
         directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         found = {}
         for target, text in texts.items():
@@ -53,7 +57,7 @@ class SandboxFiles:
 
     def remove(self, task: TaskID) -> None:
         """The task's container is gone; so may be the files."""
-        shutil.rmtree(self._root / task, ignore_errors=True)
+        shutil.rmtree(self.directory(task), ignore_errors=True)
 
     def keep(self, tasks: Collection[TaskID]) -> None:
         """Remove the files of all others."""

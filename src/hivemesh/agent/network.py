@@ -2,7 +2,7 @@
 
 Two ways lead to the kernel. A new view is applied in one pass, host first, then overlays, then `ingress_sbox`: what
 changed since the last pass and nothing else, so that a new backend is there within milliseconds. The sandbox of a task
-is wired when its executor asks for it. Neither waits for a container engine.
+is wired when its executor asks for it. Neither waits for a container engine. Names follow the kernel (`names.py`).
 
 What somebody else changes is found by netlink's events, or by a timer where there are none (settings under /proc/sys;
 those that forwarding needs are looked at every second): that is drift. It is repaired, counted in `drift`, and logged
@@ -20,6 +20,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from hivemesh.agent.departures import Departures
 from hivemesh.agent.facts import gather
 from hivemesh.agent.leases import Leases
+from hivemesh.agent.names import NodeNames
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
 from hivemesh.dataplane.apply import Outcome
@@ -73,24 +74,24 @@ class Kernel(Beliefs, Protocol):
 
 
 class NodeNetwork:
-    """`applied(revision, pending)` is called after each pass, `lost(task)` when a sandbox vanished under its task."""
+    """`lost(task)` is called when a sandbox vanished under its task."""
 
     def __init__(
         self,
         kernel: Kernel,
+        names: NodeNames,
         *,
         vtep: Address,
         leases: Leases,
         clock: Clock,
-        applied: Callable[[int, int], None],
         lost: Callable[[TaskID], None],
     ) -> None:
         self.drift: Counter[str] = Counter()
         self._kernel = kernel
+        self._names = names
         self._vtep = vtep
         self._leases = leases
         self._clock = clock
-        self._on_applied = applied
         self._on_lost = lost
         self._planner = Planner()
         self._monitor = Monitor(kernel)
@@ -113,6 +114,8 @@ class NodeNetwork:
 
     def want(self, view: ViewParts, revision: int, *, sweep: bool = False) -> None:
         """Make the kernel agree with `view`; with `sweep` also remove ours that nobody wants."""
+        if self._view is None or sweep:
+            self._names.inherit(view)
         self._view, self._revision = view, revision
         self._sweep_due |= sweep
         self._wake.set()
@@ -122,6 +125,7 @@ class NodeNetwork:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._apply(), name="apply views")
+                tasks.create_task(self._names.run(), name="names")
                 tasks.create_task(self._listen(), name="kernel events")
                 tasks.create_task(self._check_touched(), name="drift")
                 tasks.create_task(self._check_regularly(), name="slow look")
@@ -141,7 +145,7 @@ class NodeNetwork:
                 continue
             revision = self._revision
             pending = await self._pass(self._view)
-            self._on_applied(revision, pending)
+            self._names.acknowledge(revision, pending)
             async with self._passed:
                 self._passed.notify_all()
             if self._failures or pending:
@@ -164,6 +168,7 @@ class NodeNetwork:
             pending += await self._ensure(self._planner.sandbox(sandbox, facts, view.services))
         await self._forget_connections(view)
         self._planner.keep(view, self._sandboxes.values())
+        self._names.follow(view, all_known=self._sweep_due)
         wanted = {plan.namespace for plan in plans} | {sandbox_namespace(task) for task in self._sandboxes}
         for namespace in self._applied.keys() - wanted:
             await self._remove(namespace)
@@ -270,6 +275,7 @@ class NodeNetwork:
         finally:
             if wiring.done():
                 self._wirings.pop(task.id, None)
+        await self._names.admit(task, networks)
         if ports:
             self._wake.set()
         return netns.path(sandbox_namespace(task.id))
@@ -280,12 +286,18 @@ class NodeNetwork:
         if wiring is not None:
             await asyncio.gather(wiring, return_exceptions=True)
         sandbox = self._sandboxes.pop(task, None)
+        await self._names.dismiss(task)
         await self._remove(sandbox_namespace(task))
         self._leases.release(task)
         if sandbox is not None:
             if sandbox.lease is not None and sandbox.ports:
                 await self._forget(HOST, udp=(sandbox.lease.v4.ip, sandbox.lease.v6.ip))
             self._wake.set()
+
+    def files(self, task: Task, hostname: str) -> dict[str, str]:
+        """The files that stand in the task's container, written anew; `attach` was called."""
+        sandbox = self._sandboxes[task.id]
+        return self._names.files(task, sandbox.networks, hostname)
 
     def host_ports(self, task: TaskID) -> tuple[PortConfig, ...]:
         sandbox = self._sandboxes.get(task)
@@ -440,7 +452,8 @@ class NodeNetwork:
         return found + [f"{name}: nobody wants this namespace" for name in extra]
 
     async def dissolve(self) -> None:
-        """Remove everything of ours from the kernel; `run` has ended."""
+        """End the resolver and remove everything of ours from the kernel; `run` has ended."""
+        await self._names.dissolve()
         for name in await asyncio.to_thread(self._ours):
             await asyncio.to_thread(self._kernel.remove, name)
         await asyncio.to_thread(self._kernel.remove, HOST)

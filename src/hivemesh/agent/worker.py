@@ -19,12 +19,14 @@ from typing import Protocol
 import msgspec
 
 from hivemesh.agent.executor import Executor
+from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.identity import write_private
 from hivemesh.agent.leases import Leases
+from hivemesh.agent.names import NodeNames, Resolver
 from hivemesh.agent.network import Kernel, NodeNetwork
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import ViewParts, parts_of
-from hivemesh.engine.api import ContainerInfo, Engine
+from hivemesh.engine.api import TASK_LABEL, ContainerInfo, Engine
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.ids import TaskID
@@ -35,7 +37,6 @@ from hivemesh.wire.control import AnyItem, TaskItem, View, key_of
 
 log = logging.getLogger("hivemesh.worker")
 
-TASK_LABEL = "com.docker.swarm.task.id"
 SAVE_PERIOD = 0.5
 """Seconds at least between two writes of the view."""
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
@@ -59,18 +60,27 @@ class Worker:
     """One node's. `assign` takes views; `run` does the work until cancelled."""
 
     def __init__(
-        self, *, port: AgentPort, engine: Engine, applier: Kernel, data_dir: Path, vtep: Address, clock: Clock
+        self,
+        *,
+        port: AgentPort,
+        engine: Engine,
+        applier: Kernel,
+        resolver: Resolver,
+        data_dir: Path,
+        vtep: Address,
+        clock: Clock,
     ) -> None:
         self._port = port
         self._engine = engine
         self._clock = clock
         self._directory = data_dir / "agent"
+        self._files = SandboxFiles(self._directory / "tasks")
         self._network = NodeNetwork(
             applier,
+            NodeNames(resolver, self._files, self._applied),
             vtep=vtep,
             leases=Leases(self._directory / "leases.json"),
             clock=clock,
-            applied=self._applied,
             lost=self._lost,
         )
         self._view: View = {}
@@ -87,11 +97,18 @@ class Worker:
         """Differences somebody else made and we repaired, by namespace ("host" is the machine's own)."""
         return dict(self._network.drift)
 
+    @property
+    def network(self) -> NodeNetwork:
+        """The network of this node, for those beside tasks who need sandboxes."""
+        return self._network
+
     def assign(self, view: View, revision: int) -> None:
         """Take over a whole view. Returns at once."""
         first, self._assigned = not self._assigned, True
         self._view, self._revision, self._parts = view, revision, parts_of(view)
         self._network.want(self._parts, revision, sweep=first)
+        if first:
+            self._files.keep(self._parts.tasks.keys())
         self._save_due.set()
         self._update_tasks()
 
@@ -137,6 +154,8 @@ class Worker:
         if self._group is None or self._parts is None:
             return  # `_adopt` calls again
         for identifier, item in self._parts.tasks.items():
+            if item.task.attached:
+                continue  # a plain container's, which nobody executes: see `attached.py`
             executor = self._executors.get(identifier)
             if executor is not None:
                 executor.update(item)
@@ -167,7 +186,7 @@ class Worker:
         executor = Executor(
             item,
             engine=self._engine,
-            sandboxes=_Sandboxes(self._network, self._port),
+            sandboxes=_Sandboxes(self._network, self._files, self._port),
             clock=self._clock,
             hostname=socket.gethostname(),
             found=found,
@@ -239,8 +258,9 @@ class Worker:
 class _Sandboxes:
     """What an executor needs of the rest of the node."""
 
-    def __init__(self, network: NodeNetwork, port: AgentPort) -> None:
+    def __init__(self, network: NodeNetwork, files: SandboxFiles, port: AgentPort) -> None:
         self._network = network
+        self._files = files
         self._port = port
 
     async def attach(self, task: Task) -> str:
@@ -248,6 +268,12 @@ class _Sandboxes:
 
     async def detach(self, task: TaskID) -> None:
         await self._network.detach(task)
+
+    def files(self, task: Task, hostname: str) -> dict[str, str]:
+        return self._network.files(task, hostname)
+
+    def forget(self, task: TaskID) -> None:
+        self._files.remove(task)
 
     def host_ports(self, task: Task) -> tuple[PortConfig, ...]:
         return self._network.host_ports(task.id)

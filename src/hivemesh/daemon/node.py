@@ -15,6 +15,7 @@ from hivemesh.agent.advertise import choose_address, listen_address
 from hivemesh.agent.attached import AttachedContainers
 from hivemesh.agent.facts import describe, local_addresses, local_routes
 from hivemesh.agent.identity import Facts, Identity
+from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.session import Session
 from hivemesh.agent.worker import Worker
 from hivemesh.api.local import LocalState, RemoteManager
@@ -365,6 +366,7 @@ class Daemon:
                 port=session,
                 engine=self._engine,
                 applier=Applier(),
+                resolver=Resolver(self._config.run_dir / "resolver.sock", clock=self.clock),
                 data_dir=self.data_dir,
                 vtep=identity.facts.vtep,
                 clock=self.clock,

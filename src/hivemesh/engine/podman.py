@@ -104,9 +104,11 @@ class PodmanEngine:
         self._references[image] = reference
 
     async def health_of(self, image: str) -> HealthConfig | None:
-        reference = quote(self._references.get(image, image), safe="")
-        answer = await self._call("GET", f"/images/{reference}/json", fine=(404,))
-        return None if answer.status == 404 else msgspec.json.decode(answer.body, type=Image).healthcheck
+        for reference in dict.fromkeys((self._references.get(image, image), docker_reference(image))):
+            answer = await self._call("GET", f"/images/{quote(reference, safe='')}/json", fine=(404,))
+            if answer.status != 404:
+                return msgspec.json.decode(answer.body, type=Image).healthcheck
+        return None
 
     async def create(self, request: ContainerRequest) -> str:
         body = create_body(request, self._references.get(request.spec.image, request.spec.image))

@@ -44,6 +44,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     exit_code: int = 0
     ports: tuple[PortConfig, ...] = ()  # host-mode ports that are bound
+    unhealthy: bool = False  # it still runs, and is about to be stopped for that
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +94,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def serving(self) -> bool:
         """New connections may reach the task."""
-        return self.desired <= TaskState.RUNNING and self.status.state == TaskState.RUNNING
+        usable = self.status.state == TaskState.RUNNING and not self.status.unhealthy
+        return usable and self.desired <= TaskState.RUNNING
 
     def with_report(self, report: TaskStatus) -> "Task":
         """The task after `report`; a report of an earlier state changes nothing."""

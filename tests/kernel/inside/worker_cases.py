@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.worker import Worker
 from hivemesh.clock import SystemClock
 from hivemesh.dataplane.apply import Applier
@@ -159,12 +160,21 @@ class Machine:
         (web / "index.html").write_text("hello\n")
         self.images = {IMAGE: [*SERVER, str(web)]}
 
+    def _new(self, engine: ProcessEngine) -> Worker:
+        return Worker(
+            port=self.manager,
+            engine=engine,
+            applier=Applier(),
+            resolver=Resolver(self.root / "resolver.sock", clock=SystemClock()),
+            data_dir=self.root,
+            vtep=VTEP,
+            clock=SystemClock(),
+        )
+
     @contextlib.asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:
         engine = ProcessEngine(self.root / "process", self.images)
-        worker = Worker(
-            port=self.manager, engine=engine, applier=Applier(), data_dir=self.root, vtep=VTEP, clock=SystemClock()
-        )
+        worker = self._new(engine)
         running = asyncio.create_task(worker.run())
         try:
             yield worker
@@ -176,9 +186,7 @@ class Machine:
 
     async def clean(self) -> None:
         engine = ProcessEngine(self.root / "process", self.images)
-        worker = Worker(
-            port=self.manager, engine=engine, applier=Applier(), data_dir=self.root, vtep=VTEP, clock=SystemClock()
-        )
+        worker = self._new(engine)
         await worker.dissolve()
         await engine.close()
 
