@@ -6,6 +6,7 @@ the nodes hold comes from our plans; that packets arrive is seen by ordinary soc
 
 import ctypes
 import ipaddress
+import json
 import os
 import pickle
 import socket
@@ -216,6 +217,22 @@ def run(*argv: str, text: str | None = None) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)}: {done.stderr}")
     return done.stdout
+
+
+def send_tunnelled(target: str) -> None:
+    """One frame in VXLAN, for nobody: the ingress network's number, made-up MACs, a made-up protocol."""
+    frame = bytes.fromhex("024200000001 024200000002 88b5") + bytes(46)
+    packet = bytes([8, 0, 0, 0]) + (4096).to_bytes(3, "big") + b"\0" + frame
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")  # broadcasts have no route
+        sock.sendto(packet, (target, 4789))
+
+
+def tunnelled() -> int:
+    """How many frames have come out of the tunnel, into this overlay's namespace."""
+    (link,) = json.loads(run("ip", "-s", "-j", "link", "show", "vxlan0"))
+    return int(link["stats64"]["rx"]["packets"])
 
 
 def apply(plans: Iterable[NamespacePlan]) -> list[str]:

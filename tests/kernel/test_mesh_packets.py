@@ -26,13 +26,18 @@ from mesh_rig import (
     hush,
     remove,
     run,
+    send_tunnelled,
     serve,
+    tunnelled,
 )
 
 from hivemesh.dataplane.plan import GatewayLease, HostPort, plan_host
 from hivemesh.model.service import PortConfig
 
 pytestmark = pytest.mark.kernel
+
+
+OVERLAY = f"1-{INGRESS[:10]}"
 
 
 def port(published: int, target: int, protocol: str = "tcp") -> PortConfig:
@@ -258,6 +263,42 @@ def test_vxlan_from_a_stranger_is_not_accepted(rig: Rig) -> None:
         rig.apply()
 
 
+def test_strangers_frames_to_all_of_a_network_are_not_accepted_either(rig: Rig) -> None:
+    node, member, stranger = rig.nodes[2], rig.nodes[1], rig.client
+    everyone = [f"{V4}.255", "255.255.255.255", "224.0.0.1", address(2, 4)]
+    before = node.call(tunnelled, at=OVERLAY)
+    for target in everyone:
+        stranger.call(send_tunnelled, target)
+    for count, target in enumerate(everyone, start=1):
+        member.call(send_tunnelled, target)
+        until = time.monotonic() + 5
+        while node.call(tunnelled, at=OVERLAY) < before + count and time.monotonic() < until:
+            time.sleep(0.01)
+        assert node.call(tunnelled, at=OVERLAY) == before + count, target
+
+
+def test_tunnels_of_others_are_forwarded_through_a_node(rig: Rig) -> None:
+    node, far = rig.nodes[2], rig.nodes[3]
+    rig.client.call(run, "ip", "route", "add", "192.0.2.3", "via", address(2, 4))
+    node.call(run, "ip", "route", "add", "192.0.2.3", "via", address(3, 4))
+    far.call(run, "ip", "addr", "add", "192.0.2.3", "dev", "lo")
+    known = [facts_of(n).vtep for n in (1, 2, 3)]
+    try:  # where the tunnel ends, its other end is known
+        plan = plan_host(facts_of(3), rig.publishes(), (), [*known, ipaddress.ip_address(CLIENT[0])], 4789)
+        assert far.call(apply, [plan]) == []
+        before = far.call(tunnelled, at=OVERLAY)
+        rig.client.call(send_tunnelled, "192.0.2.3")
+        until = time.monotonic() + 5
+        while far.call(tunnelled, at=OVERLAY) == before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert far.call(tunnelled, at=OVERLAY) == before + 1
+    finally:
+        rig.client.call(run, "ip", "route", "del", "192.0.2.3")
+        node.call(run, "ip", "route", "del", "192.0.2.3")
+        far.call(run, "ip", "addr", "del", "192.0.2.3", "dev", "lo")
+        rig.apply()
+
+
 def test_mesh_works_over_an_ipv6_underlay() -> None:
     rig = Rig(tasks=[WEB1], services={"solo": SOLO}, six=True)
     try:
@@ -304,14 +345,13 @@ def test_service_that_is_removed_leaves_nothing(rig: Rig) -> None:
     assert extra.sandbox not in node.call(run, "ip", "netns")
     assert "8099" not in node.call(run, "nft", "list", "ruleset")
     assert "8099" not in node.call(run, "nft", "list", "ruleset", at="ingress_sbox")
-    overlay = f"1-{INGRESS[:10]}"
     deadline = time.monotonic() + 2  # the kernel takes a namespace apart in its own time
     while time.monotonic() < deadline and "gone" in node.call(run, "ip", "link"):
         time.sleep(0.02)
     assert "hm-ve-gone" not in node.call(run, "ip", "link")
-    assert "vethgone" not in node.call(run, "ip", "-n", overlay, "link")
+    assert "vethgone" not in node.call(run, "ip", "-n", OVERLAY, "link")
     for number in (2, 3):
-        held = rig.nodes[number].call(run, "bridge", "-n", overlay, "fdb", "show", "dev", "vxlan0")
+        held = rig.nodes[number].call(run, "bridge", "-n", OVERLAY, "fdb", "show", "dev", "vxlan0")
         ours = [line for line in held.splitlines() if " self " in line]  # without what the bridge learned and forgets
         assert ours
         assert not any("02:42:0a:00:00:4d" in line for line in ours)

@@ -95,7 +95,7 @@ _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3, "zone": 17}
 CT_STATE_ESTABLISHED, CT_STATE_RELATED, CT_STATE_NEW = 2, 4, 8
 CT_STATUS_DNAT = 0x20
 CT_ORIGINAL, CT_REPLY = 0, 1
-RTN_LOCAL = 2
+RTN_UNICAST, RTN_LOCAL = 1, 2
 _EQ, _NEQ = 0, 1
 _SNAT, _DNAT = 0, 1
 _MAP_IPS, _PROTO_SPECIFIED = 1, 2
@@ -292,6 +292,11 @@ def match_local_destination() -> tuple[Expr, ...]:
 
 def match_local_source() -> tuple[Expr, ...]:
     return fib_type("saddr"), cmp(host_u32(RTN_LOCAL))
+
+
+def match_not_forwarded() -> tuple[Expr, ...]:
+    """The destination is anything but a way to another machine: an address of this one, a broadcast, a multicast."""
+    return fib_type("daddr"), cmp(host_u32(RTN_UNICAST), equal=False)
 
 
 def load_source(version: int, reg: int = 0) -> Expr:

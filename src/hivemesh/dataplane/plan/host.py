@@ -37,6 +37,7 @@ from hivemesh.wire.nft import (
     match_local_destination,
     match_local_source,
     match_nfproto,
+    match_not_forwarded,
     match_oifname,
     match_source,
     notrack,
@@ -208,32 +209,37 @@ def _vxlan(port: int) -> tuple[Chain, ...]:
 
     Tracked, each tunnelled flow would be one more entry in the host's table (its outer source port is a hash of the
     inner flow) and one more look-up per packet; measured, new connections through the mesh gain about 6 %.
+
+    Every packet of the overlays passes here twice, so one look-up answers both questions, and the port is compared
+    first: the kernel reads it without a call. Whoever is no member is turned away before routing; what is only to be
+    forwarded, as from a container with a tunnel of its own, goes on. Anything else may be ours, broadcasts too.
     """
-    tunnel = (*match_l4proto(UDP), load_destination_port(), cmp(port.to_bytes(2, "big")))
+    tunnel = (load_destination_port(), cmp(port.to_bytes(2, "big")), *match_l4proto(UDP))
     families = ((4, IPV4, "vteps4"), (6, IPV6, "vteps6"))
 
-    def each(load: Callable[[int], Expr], end: Expr) -> tuple[Rule, ...]:
-        return tuple(Rule(exprs=(*match_nfproto(f), load(v), lookup(name), end)) for v, f, name in families)
+    def members(load: Callable[[int], Expr]) -> tuple[Rule, ...]:
+        return tuple(
+            Rule(exprs=(*match_nfproto(f), load(v), lookup(name), notrack(), verdict(ACCEPT)))
+            for v, f, name in families
+        )
 
     return (
-        Chain(name="from_peers", rules=each(load_source, notrack())),
-        Chain(name="to_peers", rules=each(load_destination, notrack())),
         Chain(
-            name="untracked_in",
+            name="from_peers",
+            rules=(
+                *members(load_source),
+                Rule(exprs=(*match_not_forwarded(), verdict(DROP)), comment="VXLAN from members of the cluster only"),
+            ),
+        ),
+        Chain(name="to_peers", rules=members(load_destination)),
+        Chain(
+            name="tunnels_in",
             hook=Hook(type="filter", hook="prerouting", priority=-300),
             rules=(Rule(exprs=(*tunnel, verdict(GOTO, "from_peers"))),),
         ),
         Chain(
-            name="untracked_out",
+            name="tunnels_out",
             hook=Hook(type="filter", hook="output", priority=-300),
             rules=(Rule(exprs=(*tunnel, verdict(GOTO, "to_peers"))),),
-        ),
-        Chain(name="peers_only", rules=(*each(load_source, verdict(ACCEPT)), Rule(exprs=(verdict(DROP),)))),
-        Chain(
-            name="input",
-            hook=Hook(type="filter", hook="input", priority=0),
-            rules=(
-                Rule(exprs=(*tunnel, verdict(GOTO, "peers_only")), comment="VXLAN from members of the cluster only"),
-            ),
         ),
     )
