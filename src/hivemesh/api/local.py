@@ -11,6 +11,7 @@ from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
 
 if TYPE_CHECKING:
+    from hivemesh.agent.attached import AttachedContainers
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
 
 LocalState = Literal["inactive", "pending", "active", "error"]
@@ -61,6 +62,11 @@ class LocalNode(Protocol):
     @property
     def is_manager(self) -> bool:
         """The node has the role, though `manager` may still be starting."""
+        ...
+
+    @property
+    def attached(self) -> "AttachedContainers | None":
+        """The plain containers of this node on networks of the swarm; None outside a swarm."""
         ...
 
     @property

@@ -145,13 +145,6 @@ async def remove(request: web.Request) -> web.StreamResponse:
     return web.Response(status=204)
 
 
-@routes.post("/networks/{ref}/connect")
-@routes.post("/networks/{ref}/disconnect")
-async def connect(request: web.Request) -> web.StreamResponse:
-    passthrough.refuse_overlay(request, request.match_info["ref"])
-    return await passthrough.forward(request)
-
-
 @routes.post("/networks/prune")
 async def prune(request: web.Request) -> web.Response:
     """Unused networks of the swarm. The engine's own are left to its own tools, which know what uses them."""

@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from hivemesh.api.http import local_of, manager_of
+from hivemesh.api.http import local_of
 from hivemesh.model.errors import HivemeshError, NotFound, Unavailable, Unsupported
 from hivemesh.wire import codec
 from hivemesh.wire.engine import strict
@@ -48,6 +48,7 @@ OURS = {
     "libpod-buildah-version",
     "date",
 }
+ANSWERED_ANEW = HOP_BY_HOP | OURS | {"content-length"}
 HIJACKED = re.compile(r"/(containers/[^/]+/attach|exec/[^/]+/start|containers/[^/]+/attach/ws)$")
 
 
@@ -167,6 +168,23 @@ async def forward(request: web.Request, body: bytes | None = None) -> web.Stream
             allow_redirects=False,
         ) as reply:
             return await _relay(request, reply)
+
+
+async def exchange(request: web.Request, body: bytes | None = None) -> web.Response:
+    """As `forward`, with the whole answer in hand: for answers that are short, and looked at or changed."""
+    engine = request.app[ENGINE]
+    async with engine_errors():
+        session = await engine.session(await engine.socket(request))
+        path = await engine.path_for(request, session)
+        headers = _end_to_end(request.headers) | {"Host": "engine"}
+        if body is not None:
+            headers = {key: value for key, value in headers.items() if key.lower() != "content-length"}
+        data = body if body is not None else await request.read()
+        async with session.request(
+            request.method, f"http://engine{path}", headers=headers, data=data or None, allow_redirects=False
+        ) as reply:
+            kept = {key: value for key, value in reply.headers.items() if key.lower() not in ANSWERED_ANEW}
+            return web.Response(status=reply.status, reason=reply.reason, headers=kept, body=await reply.read())
 
 
 async def _relay(request: web.Request, reply: aiohttp.ClientResponse) -> web.StreamResponse:
@@ -320,19 +338,6 @@ async def _until_hung_up(writer: asyncio.StreamWriter) -> None:
 # --- routes -----------------------------------------------------------------------------------------------------
 
 
-@routes.post("/containers/create")
-async def create_container(request: web.Request) -> web.StreamResponse:
-    """The engine's, unless it asks for an overlay network: better a clear refusal than "no such network"."""
-    data = await request.read()
-    body = strict.decode(data or b"{}")
-    if isinstance(body, dict):
-        mode = (strict.pick(body, "HostConfig") or {}).get("NetworkMode", "")
-        endpoints = (strict.pick(body, "NetworkingConfig") or {}).get("EndpointsConfig") or {}
-        for name in {str(mode), *endpoints} - {"", "default", "bridge", "host", "none"}:
-            refuse_overlay(request, name)
-    return await forward(request, data)
-
-
 @routes.post("/containers/{ref}/wait")
 async def wait(request: web.Request) -> web.StreamResponse:
     """As the engine answers, but for `condition=removed`, where Podman 4 forgets the exit code (`docker run --rm`).
@@ -374,15 +379,6 @@ async def _removal(request: web.Request, ref: str) -> None:
         except NotFound:
             return
         await asyncio.sleep(REMOVAL_INTERVAL)
-
-
-def refuse_overlay(request: web.Request, name: str) -> None:
-    """Raises `Unsupported` when `name` is a network of the swarm."""
-    try:
-        network = manager_of(request).network(name)
-    except HivemeshError:
-        return
-    raise Unsupported(f"attaching a plain container to the overlay network {network.spec.name} is not supported yet")
 
 
 async def _forward(request: web.Request) -> web.StreamResponse:

@@ -38,7 +38,7 @@ class ContainerInfo:
     id: str
     name: str
     labels: dict[str, str]
-    state: str  # created, running, exited
+    state: str  # created, initialized (in its namespaces, waiting for the start), running, exited
     pid: int = 0
     exit_code: int = 0
     error: str = ""  # the engine's words for a start that failed

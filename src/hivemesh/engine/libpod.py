@@ -19,6 +19,8 @@ HOSTS, RESOLV_CONF = "/etc/hosts", "/etc/resolv.conf"
 """Podman writes both for a container, unless told that the image has its own."""
 RUNNING = {"running", "paused", "stopping"}
 ENDED = {"exited", "stopped"}
+INITIALIZED = "initialized"
+"""It has its namespaces, and its process waits for the start."""
 
 
 class Listed(msgspec.Struct, frozen=True, rename="pascal"):
@@ -177,6 +179,8 @@ def words_of(body: bytes, status: int) -> str:
 def _state(status: str) -> str:
     if status in RUNNING:
         return "running"
+    if status == INITIALIZED:
+        return status
     return "exited" if status in ENDED else "created"
 
 

@@ -28,6 +28,7 @@ from hivemesh.engine.api import (
 )
 from hivemesh.engine.host import HostNeeds, host_needs
 from hivemesh.engine.libpod import (
+    INITIALIZED,
     PREFIX,
     ExecSession,
     Image,
@@ -170,6 +171,9 @@ class PodmanEngine:
 
     async def stop(self, container: str, signal: str, grace: float) -> None:
         found = await self._inspect(container)
+        if found is not None and info_of(found).state == INITIALIZED:
+            await self._call("POST", f"/containers/{container}/stop", query={"timeout": "0"}, fine=(304, 404))
+            return
         if found is None or info_of(found).state != "running" or not self._processes.watch(container, found.state.pid):
             return
         try:

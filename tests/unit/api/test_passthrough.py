@@ -91,8 +91,6 @@ async def test_engines_networks_stand_beside_the_swarms(api: Served) -> None:
     names = (await api.docker("network", "ls", "--format", "{{.Name}} {{.Scope}}")).splitlines()
     assert "ingress swarm" in names
     assert any(name.endswith(" local") for name in names)
-    refused = await api.docker_error("run", "--rm", "--network", "ingress", IMAGE, "echo")
-    assert "attaching a plain container to the overlay network ingress is not supported yet" in refused
 
 
 async def test_events_of_swarm_and_engine_are_one_stream(api: Served) -> None:

@@ -1,0 +1,67 @@
+"""What this node remembers of plain containers on networks of ours, in one small file.
+
+The engine keeps the container; it knows nothing of the networks, names and ports that the user asked for.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from hivemesh.model.addr import Address
+from hivemesh.model.ids import NetworkID, TaskID
+from hivemesh.model.service import ContainerSpec, PortConfig
+from hivemesh.model.task import Task
+from hivemesh.wire import codec
+from hivemesh.wire.engine.containers import RestartRule
+
+log = logging.getLogger("hivemesh.attached")
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A network the container is on whenever it runs."""
+
+    id: NetworkID
+    name: str
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[Address, ...] = ()  # that the user insists on
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One container. `owner` is the id of its task whenever it has one, and names its sandbox for all its life."""
+
+    owner: TaskID
+    container: str = ""  # the engine's id; empty while the engine makes it
+    name: str = ""
+    mode: str = ""  # the network mode as the user wrote it
+    members: tuple[Member, ...] = ()
+    spec: ContainerSpec = ContainerSpec()  # hostname, extra hosts, DNS settings
+    ports: tuple[PortConfig, ...] = ()
+    restart: RestartRule = RestartRule()
+    remove: bool = False  # the engine removes it when it has ended (`--rm`)
+    files: dict[str, str] = {}  # path inside, to the file of ours that stands there
+    restarts: int = 0
+    stopped: bool = False  # by the user: it does not begin again by itself
+    granted: Task | None = None  # what the managers gave, while it runs
+
+
+def load(path: Path) -> dict[TaskID, Record]:
+    """Nothing on a fresh node. A file nobody can read is put aside: its containers must be made anew."""
+    try:
+        return {record.owner: record for record in codec.from_json(path.read_bytes(), tuple[Record, ...])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError) as error:
+        log.error("cannot read %s, containers on swarm networks cannot be started again: %s", path, error)
+        path.replace(path.with_suffix(".broken"))
+        return {}
+
+
+def save(path: Path, records: Iterable[Record]) -> None:
+    """Raises `OSError`."""
+    temporary = path.with_suffix(".new")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary.write_bytes(codec.to_json(tuple(records)))
+    os.replace(temporary, path)

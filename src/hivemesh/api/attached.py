@@ -1,0 +1,277 @@
+"""Plain containers on networks of the swarm: calls that the engine cannot answer alone, on their way to it.
+
+What is done is `agent/attached.py`'s; what is said, `wire/engine/containers.py`'s. A container on none of our networks
+passes as if this module were not there.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from hivemesh.api import passthrough
+from hivemesh.api.errors import GRPC_CODE, ApiError, status_of
+from hivemesh.api.http import answer, body_of, local_of
+from hivemesh.model.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.ids import TaskID
+from hivemesh.wire import codec
+from hivemesh.wire.engine import containers, strict
+
+if TYPE_CHECKING:
+    from hivemesh.agent.attached import AttachedContainers
+
+routes = web.RouteTableDef()
+
+ENDING = {"", "KILL", "TERM", "INT", "QUIT", "2", "3", "9", "15"}
+"""Signals after which a container is meant to stay ended, whatever its restart policy."""
+Verb = Callable[["AttachedContainers", TaskID, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+@routes.post("/containers/create")
+async def create(request: web.Request) -> web.StreamResponse:
+    data = await request.read()
+    body = strict.decode(data or b"{}")
+    attached = local_of(request).attached
+    names = containers.networks_of(body) if isinstance(body, dict) else ()
+    if attached is None or not names or not await _of_the_swarm(request, attached, names):
+        return await passthrough.forward(request, data)
+    wish = containers.wish_of(body)
+    with _attaching(names):
+        async with attached.creating(wish, request.query.get("name", "").strip("/")) as place:
+            changed = containers.engine_body(body, place.owner, place.namespace, place.files)
+            made = await passthrough.exchange(request, codec.to_json(changed))
+            if made.status == 201:
+                place.container = str(strict.decode(_bytes(made))["Id"])
+                seen = await passthrough.ask(request, f"/containers/{place.container}/json")
+                place.name = str(seen["Name"]).strip("/")
+    return made
+
+
+async def _of_the_swarm(request: web.Request, attached: "AttachedContainers", names: Sequence[str]) -> bool:
+    """Whether these are networks of the swarm, all of them; not one of them, and the engine has them all.
+
+    Raises `Invalid` for names that nobody knows: with 404, Docker's CLI takes the image for missing and pulls it.
+    """
+    try:
+        with _attaching(names):
+            await attached.check(names)
+        return True
+    except (NotFound, Unavailable) as error:
+        unknown = [name for name in names if not await _is_engines(request, name)]
+        if not unknown:
+            return False
+        if isinstance(error, Unavailable):
+            raise
+        if len(unknown) < len(names):
+            raise Unsupported(
+                f"a container cannot be on networks of the swarm ({', '.join(unknown)}) and on networks of the engine "
+                "at once: leave one kind out"
+            ) from error
+        raise Invalid(str(error)) from error
+
+
+async def _is_engines(request: web.Request, name: str) -> bool:
+    try:
+        await passthrough.ask(request, f"/networks/{quote(name, safe='')}")
+        return True
+    except NotFound:
+        return False
+
+
+@contextmanager
+def _attaching(names: Sequence[str]) -> Iterator[None]:
+    """Refusals of managers in the words Docker has for them."""
+    try:
+        yield
+    except (Forbidden, Invalid, Conflict) as error:
+        text = str(error)
+        name = next((name for name in names if name in text), names[0])
+        code = next(GRPC_CODE[kind] for kind in type(error).__mro__ if kind in GRPC_CODE)
+        raise ApiError(
+            status_of(error), f"Could not attach to network {name}: rpc error: code = {code} desc = {text}"
+        ) from error
+
+
+# --- living ----------------------------------------------------------------------------------------------------------
+
+
+@routes.post("/containers/{ref}/start")
+async def start(request: web.Request) -> web.StreamResponse:
+    return await _with_ours(request, lambda attached, owner, work: attached.start(owner, work))
+
+
+@routes.post("/containers/{ref}/attach")
+async def attach(request: web.Request) -> web.StreamResponse:
+    """Clients do this before they start a container, to lose nothing of its output."""
+    found = await _find(request, request.match_info["ref"])
+    if found is None:
+        return await passthrough.forward(request)
+    attached, owner, _ = found
+    with _attaching([member.name for member in attached.shown(owner).networks] or ["none"]):
+        async with attached.looked_into(owner):
+            return await passthrough.forward(request)
+
+
+@routes.post("/containers/{ref}/restart")
+async def restart(request: web.Request) -> web.StreamResponse:
+    return await _with_ours(request, lambda attached, owner, work: attached.restart(owner, work))
+
+
+@routes.post("/containers/{ref}/stop")
+async def stop(request: web.Request) -> web.StreamResponse:
+    return await _with_ours(request, lambda attached, owner, work: attached.stop(owner, work))
+
+
+@routes.post("/containers/{ref}/kill")
+async def kill(request: web.Request) -> web.StreamResponse:
+    if request.query.get("signal", "").upper().removeprefix("SIG") not in ENDING:
+        return await passthrough.forward(request)
+    return await _with_ours(request, lambda attached, owner, work: attached.stop(owner, work))
+
+
+@routes.delete("/containers/{ref}")
+async def remove(request: web.Request) -> web.StreamResponse:
+    return await _with_ours(request, lambda attached, owner, work: attached.remove(owner, work))
+
+
+@routes.post("/containers/{ref}/rename")
+async def rename(request: web.Request) -> web.StreamResponse:
+    async def renamed(
+        attached: "AttachedContainers", owner: TaskID, work: Callable[[], Awaitable[web.Response]]
+    ) -> web.Response:
+        done = await work()
+        if done.status < 300:
+            await attached.rename(owner, request.query.get("name", "").strip("/"))
+        return done
+
+    return await _with_ours(request, renamed)
+
+
+@routes.post("/containers/prune")
+async def prune(request: web.Request) -> web.StreamResponse:
+    done, attached = await passthrough.exchange(request), local_of(request).attached
+    if attached is not None:
+        await attached.tidy()
+    return done
+
+
+async def _with_ours(request: web.Request, verb: Verb) -> web.StreamResponse:
+    """`verb` around the engine's part when the container is on networks of ours, else only that."""
+    found = await _find(request, request.match_info["ref"])
+    if found is None:
+        return await passthrough.forward(request)
+    attached, owner, _ = found
+    with _attaching([member.name for member in attached.shown(owner).networks] or ["none"]):
+        return await verb(attached, owner, lambda: passthrough.exchange(request))
+
+
+async def _find(request: web.Request, ref: str) -> tuple["AttachedContainers", TaskID, Any] | None:
+    """Raises `NotFound` for a container that there is not, `Unavailable` for one whose networks are gone for good."""
+    attached = local_of(request).attached
+    if attached is not None and not attached.any:
+        return None
+    value = await passthrough.ask(request, f"/containers/{quote(ref, safe='')}/json")
+    owner = attached.owner_of(value["Id"]) if attached is not None else None
+    if attached is not None and owner is not None:
+        return attached, owner, value
+    return None
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+@routes.post("/networks/{ref}/connect")
+async def connect(request: web.Request) -> web.StreamResponse:
+    network, body = request.match_info["ref"], await body_of(request)
+    container, config = str(strict.pick(body, "Container") or ""), strict.pick(body, "EndpointConfig")
+    attached = local_of(request).attached
+    if attached is None or not await _of_the_swarm(request, attached, [network]):
+        return await passthrough.forward(request, await request.read())
+    found = await _find(request, container)
+    if found is None:
+        await passthrough.ask(request, f"/containers/{quote(container, safe='')}/json")  # it may not be there at all
+        raise Unsupported(
+            f"container {container} was made on the engine's own network and cannot be connected to a network of the "
+            f"swarm: make it anew with --network {network}"
+        )
+    with _attaching([network]):
+        await attached.connect(found[1], containers.joining(network, config))
+    return web.Response(status=200)
+
+
+@routes.post("/networks/{ref}/disconnect")
+async def disconnect(request: web.Request) -> web.StreamResponse:
+    network, body = request.match_info["ref"], await body_of(request)
+    found = await _find(request, str(strict.pick(body, "Container") or ""))
+    if found is None:
+        return await passthrough.forward(request, await request.read())
+    attached, owner, _ = found
+    await attached.disconnect(owner, network)
+    return web.Response(status=200)
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+@routes.get("/containers/{ref}/json")
+async def inspect(request: web.Request) -> web.StreamResponse:
+    attached = local_of(request).attached
+    if attached is None or not attached.any:
+        return await passthrough.forward(request)
+    seen = await passthrough.exchange(request)
+    value = strict.decode(_bytes(seen)) if seen.status == 200 else {}
+    owner = attached.owner_of(str(value.get("Id")))
+    return answer(containers.inspected(value, attached.shown(owner))) if owner is not None else seen
+
+
+@routes.get("/containers/json")
+async def list_containers(request: web.Request) -> web.StreamResponse:
+    attached = local_of(request).attached
+    if attached is None or not attached.any:
+        return await passthrough.forward(request)
+    seen = await passthrough.exchange(request)
+    if seen.status != 200:
+        return seen
+    found = strict.decode(_bytes(seen)) or []
+    wanted = _network_filter(request)
+    if wanted:
+        found += await _on_networks(request, attached, wanted, {value["Id"] for value in found})
+    return answer([_listed(attached, value) for value in found])
+
+
+def _listed(attached: "AttachedContainers", value: Any) -> Any:
+    owner = attached.owner_of(value["Id"])
+    return containers.listed(value, attached.shown(owner)) if owner is not None else value
+
+
+def _network_filter(request: web.Request) -> list[str]:
+    filters = strict.decode(request.query.get("filters", "{}").encode() or b"{}")
+    return list(filters.get("network") or ()) if isinstance(filters, dict) else []
+
+
+async def _on_networks(
+    request: web.Request, attached: "AttachedContainers", networks: Sequence[str], known: set[str]
+) -> list[Any]:
+    """Containers on networks that the engine does not know, by the other conditions of the request."""
+    query = dict(request.query)
+    filters = strict.decode(query["filters"].encode())
+    query["filters"] = codec.to_json({name: value for name, value in filters.items() if name != "network"}).decode()
+    everything = await passthrough.ask(request, f"/containers/json?{request.url.with_query(query).raw_query_string}")
+    found = []
+    for value in everything or ():
+        owner = attached.owner_of(value["Id"])
+        if owner is None or value["Id"] in known:
+            continue
+        if any(attached.is_member(owner, network) for network in networks):
+            found.append(value)
+    return found
+
+
+def _bytes(response: web.Response) -> bytes:
+    body = response.body
+    return body if isinstance(body, bytes) else b""
