@@ -5,6 +5,7 @@ whatever an engine puts into a plan is applied as in real life.
 """
 
 import ipaddress
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -53,7 +54,7 @@ def _attachment(identifier: NetworkID, third: int, last: int) -> Attachment:
             ipaddress.ip_interface(f"10.0.{third}.{last}/24"),
             ipaddress.ip_interface(f"fd10:0:0:{third}::{last:x}/64"),
         ),
-        mac=mac_of(ipaddress.ip_address(f"10.0.{third}.{last}")),
+        mac=mac_of(ipaddress.IPv4Address(f"10.0.{third}.{last}")),
     )
 
 
@@ -101,6 +102,7 @@ class Machine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._node = Node("machine")
+        self._ports = itertools.count(10_000)
 
     def close(self) -> None:
         self._node.close()
@@ -176,11 +178,15 @@ class Machine:
     ) -> list[Reply | str]:
         """One new connection for each question, always from the same address."""
         client, host, port = self._entry(place, protocol, version, at)
-        source = None if at else (self.client(place, version, CLIENTS[0]), 0)
-        found: list[Reply | str] = self._node.call(
-            ask, protocol, host, port, times=times, source=source, keep=keep, at=client
-        )
-        return found
+        if at:
+            found: list[Reply | str] = self._node.call(ask, protocol, host, port, times=times, at=client)
+            return found
+        replies: list[Reply | str] = []
+        for _ in range(times):
+            # Never a port again: for a while conntrack remembers where a datagram from it went
+            source = (self.client(place, version, CLIENTS[0]), next(self._ports))
+            replies += self._node.call(ask, protocol, host, port, source=source, keep=keep, at=client)
+        return replies
 
     def ask_from_all(self, place: Place, protocol: str, version: int) -> dict[str, str]:
         """Which server each client meets, or the name of the error."""

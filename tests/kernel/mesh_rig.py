@@ -28,7 +28,7 @@ from hivemesh.dataplane.plan import (
     plan_sandbox,
 )
 from hivemesh.kernel.api import NamespacePlan
-from hivemesh.model.addr import MAC, VNI, Interface
+from hivemesh.model.addr import MAC, VNI, Address, Interface
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
 from hivemesh.model.service import PortConfig, TaskSpec
@@ -210,6 +210,53 @@ def ask_again() -> list[Reply]:
     while kept:
         kept.pop().close()
     return replies
+
+
+def outcomes_again() -> list[str]:
+    """Of one more question on each socket that `ask` kept open: the server's name, or the error's. They are closed."""
+    found = []
+    while kept:
+        with kept.pop() as sock:
+            try:
+                found.append(question(sock).server)
+            except OSError as error:
+                found.append(type(error).__name__)
+    return found
+
+
+def answer_names(protocol: str, host: str, port: int, address: str) -> None:
+    """A name server that answers every question with one address; other servers may share its port."""
+
+    def answer(query: bytes) -> bytes:
+        end = query.index(b"\0", 12) + 5
+        record = b"\xc0\x0c" + bytes([0, 1, 0, 1, 0, 0, 0, 5, 0, 4]) + ipaddress.ip_address(address).packed
+        return query[:2] + bytes([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]) + query[12:end] + record
+
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((host, port))
+
+    def datagrams() -> None:
+        while True:
+            query, peer = server.recvfrom(2000)
+            server.sendto(answer(query), peer)
+
+    def streams() -> None:
+        server.listen(8)
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                said = answer(connection.recv(2000)[2:])
+                connection.sendall(len(said).to_bytes(2, "big") + said)
+
+    threading.Thread(target=streams if protocol == "tcp" else datagrams, daemon=True).start()
+
+
+def forget(namespace: str, addresses: Iterable[Address]) -> int:
+    """As the agent does when endpoints left."""
+    from hivemesh.kernel import conntrack
+
+    return conntrack.forget(namespace, every=set(addresses))
 
 
 def run(*argv: str, text: str | None = None) -> str:
