@@ -5,11 +5,12 @@ as many as `retries` in a row make it unhealthy, and one success begins anew.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from hivemesh.clock import Clock
-from hivemesh.engine.api import Engine
+from hivemesh.engine.api import Ran
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.service import HealthConfig, Nanoseconds
 
@@ -18,6 +19,12 @@ log = logging.getLogger("hivemesh.health")
 INTERVAL, TIMEOUT, START_INTERVAL, RETRIES = 30.0, 30.0, 5.0, 3
 """Docker's defaults, in seconds and failures; there is no start period by default."""
 SHELL = ("/bin/sh", "-c")
+
+
+class Runner(Protocol):
+    """Of an `Engine`, what a check needs."""
+
+    async def run(self, container: str, command: Sequence[str], timeout: float) -> Ran: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +94,7 @@ class Health:
 
 async def examine(
     check: Check,
-    engine: Engine,
+    engine: Runner,
     container: str,
     *,
     clock: Clock,

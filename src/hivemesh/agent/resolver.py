@@ -10,6 +10,7 @@ What stays true
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -47,11 +48,11 @@ LOOK_AGAIN = 0.005
 """Seconds between looks whether it listens yet."""
 ANSWER_TIMEOUT = 5.0
 """Seconds after which a resolver that does not confirm what it was told counts as deaf."""
-PROBE_PERIOD = 10.0
+PROBE_PERIOD = 5.0
 """Seconds between questions whether it still listens to us."""
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
 """Seconds until one that does not start is tried again, doubled each time."""
-STEADY = 5.0
+STEADY = 1.0
 """Seconds one must have served for its successor to be started without a pause."""
 END_TIMEOUT = 2.0
 
@@ -87,7 +88,8 @@ class Resolver:
         self._names: dict[NetworkID, Names] = {}
         self._sandboxes: dict[str, Sandbox] = {}
         self._complete = False
-        self._told = self._held = -1  # revisions on the present connection
+        self._held = -1  # the revision that is confirmed on the present connection
+        self._confirmed = 0  # the last number of a `Sync` that was answered there
         self._line: _Line | None = None
         self._wake = asyncio.Event()
         self._heard = asyncio.Condition()
@@ -239,7 +241,7 @@ class Resolver:
 
     async def _converse(self, line: _Line) -> None:
         """Until the connection breaks, which raises."""
-        self._told, self._held, self._line = -1, -1, line
+        self._held, self._confirmed, self._line = -1, 0, line
         self._wake.set()
         helpers = [
             asyncio.create_task(self._tell(line), name="tell the resolver"),
@@ -265,18 +267,21 @@ class Resolver:
                 self._heard.notify_all()
 
     async def _tell(self, line: _Line) -> None:
-        while True:
+        for number in itertools.count(1):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), PROBE_PERIOD)
             self._wake.clear()
-            frames, self._told = self._news(line), self.revision
-            for frame in (*frames, Sync(number=self._told, whole=self._complete and not line.whole)):
+            revision, frames = self.revision, self._news(line)
+            for frame in (*frames, Sync(number=number, whole=self._complete and not line.whole)):
                 line.writer.write(framed(frame))
             line.whole = self._complete
-            await line.writer.drain()
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT), self._heard:
-                    await self._heard.wait_for(lambda: self._held >= self._told)
+                    await line.writer.drain()
+                    while self._confirmed < number:
+                        await self._heard.wait()
+                    self._held = revision
+                    self._heard.notify_all()
             except TimeoutError:
                 raise _Deaf from None
 
@@ -308,7 +313,7 @@ class Resolver:
                 line.sandboxes.pop(sandbox, None)  # told again with whatever comes next
             self.failed = frame.failed
             async with self._heard:
-                self._held = frame.number
+                self._confirmed = frame.number
                 self._heard.notify_all()
 
     # --- the end ----------------------------------------------------------------------------------------------------
