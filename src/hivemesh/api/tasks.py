@@ -33,7 +33,8 @@ async def list_tasks(request: web.Request) -> web.Response:
     found = [
         task
         for task in pool
-        if (not nodes or task.node_id in nodes)
+        if not task.attached  # the place of a plain container on a network: `network inspect` shows it
+        and (not nodes or task.node_id in nodes)
         and (not wanted or task.desired in wanted)
         and any_of(filters, "id", task.id.startswith)
         and any_of(filters, "name", f"{task.service_name}.{task.slot}".startswith)

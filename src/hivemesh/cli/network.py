@@ -1,10 +1,13 @@
 """`hivemesh network`: networks that span the swarm."""
 
+from collections.abc import Iterable
+
 import click
 
 from hivemesh.cli import output, values
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
+from hivemesh.model.addr import parse_address, parse_prefix
 from hivemesh.model.errors import Invalid
 
 COLUMNS = {"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "Subnets": "SUBNETS"}
@@ -18,8 +21,8 @@ def network() -> None:
 @network.command()
 @click.option("-d", "--driver", default="overlay", show_default=True, help="Driver of the network.")
 @click.option("--subnet", multiple=True, metavar="CIDR", help="Its addresses (one IPv4, one IPv6); default: chosen.")
-@click.option("--gateway", multiple=True, metavar="ADDR", help="Gateway of the subnet in the same place.")
-@click.option("--ip-range", multiple=True, metavar="CIDR", help="Part of the subnet to give addresses from.")
+@click.option("--gateway", multiple=True, metavar="ADDR", help="Gateway of the subnet it is in.")
+@click.option("--ip-range", multiple=True, metavar="CIDR", help="Part of a subnet to give addresses from.")
 @click.option("--ipv6", is_flag=True, help="Also give IPv6 addresses.")
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--attachable", is_flag=True, help="Plain containers may be attached.")
@@ -48,24 +51,15 @@ async def create(
     Examples:
       hivemesh network create backend
       hivemesh network create --subnet 10.9.0.0/24 --gateway 10.9.0.1 --ipv6 backend
+      hivemesh network create --subnet 10.8.0.0/24 --subnet fd08::/64 --gateway fd08::ff --internal --attachable lab
     """
-    if max(len(gateway), len(ip_range)) > len(subnet):
-        raise Invalid("--gateway and --ip-range each need a --subnet that they belong to")
-    config = []
-    for index, prefix in enumerate(subnet):
-        entry = {"Subnet": prefix}
-        if index < len(gateway):
-            entry["Gateway"] = gateway[index]
-        if index < len(ip_range):
-            entry["IPRange"] = ip_range[index]
-        config.append(entry)
     answer = await client.post(
         "/networks/create",
         {
             "Name": name,
             "Driver": driver,
             "EnableIPv6": ipv6,
-            "IPAM": {"Driver": "default", "Config": config},
+            "IPAM": {"Driver": "default", "Config": _ipam(subnet, gateway, ip_range)},
             "Internal": internal,
             "Attachable": attachable,
             "Ingress": ingress,
@@ -74,6 +68,23 @@ async def create(
         },
     )
     click.echo(answer["Id"])
+
+
+def _ipam(subnets: Iterable[str], gateways: Iterable[str], ranges: Iterable[str]) -> list[dict[str, str]]:
+    """Gateways and ranges go with the subnets they are in, in whatever order they were given."""
+    config = {parse_prefix(text): {"Subnet": text} for text in subnets}
+    for key, what, given in (
+        ("Gateway", "gateway", {text: parse_address(text, "gateway") for text in gateways}),
+        ("IPRange", "range", {text: parse_prefix(text, "IP range").network_address for text in ranges}),
+    ):
+        for text, address in given.items():
+            entry = next((entry for prefix, entry in config.items() if address in prefix), None)
+            if entry is None:
+                raise Invalid(f"no matching subnet for {what} {text}")
+            if key in entry:
+                raise Invalid(f"subnet {entry['Subnet']} has two of them: {what} {entry[key]} and {text}")
+            entry[key] = text
+    return list(config.values())
 
 
 @network.command("ls")
@@ -113,11 +124,12 @@ async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -
 @output.format_option
 @asynchronous
 async def inspect(client: Client, verbose: bool, networks: tuple[str, ...], form: str) -> None:
-    """Show all that is known of networks, as JSON.
+    """Show all that is known of networks, as JSON: on any node, managers or not.
 
     \b
     Examples:
       hivemesh network inspect ingress
+      hivemesh network inspect --verbose backend
     """
     more = {"verbose": "true"} if verbose else None
     output.document([await client.get(f"/networks/{ref}", more) for ref in networks], form)

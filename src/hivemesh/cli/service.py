@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hivemesh.cli import output, progress, servicespec, tasks, values
+from hivemesh.cli import namespec, output, progress, servicespec, tasks, values
 from hivemesh.cli.servicespec import shared_options
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
@@ -31,17 +31,17 @@ def service() -> None:
 @click.option(
     "-p", "--publish", multiple=True, metavar="PORT", help="8080:80, 53:53/udp, or published=8080,target=80,mode=host."
 )
-@click.option("--network", multiple=True, metavar="NETWORK", help="Network to attach the tasks to; may be repeated.")
+@click.option("--network", multiple=True, metavar="NETWORK", help="backend, or name=backend,alias=db; may be repeated.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Environment variable; may be repeated.")
 @click.option("-l", "--label", multiple=True, metavar="KEY=VALUE", help="Label of the service; may be repeated.")
 @click.option("--container-label", multiple=True, metavar="KEY=VALUE", help="Label of the containers; may be repeated.")
 @click.option("--constraint", multiple=True, metavar="EXPR", help="node.labels.disk==ssd, node.role!=manager, ...")
 @click.option("--mount", multiple=True, metavar="MOUNT", help="type=bind,source=/data,target=/data,readonly")
 @click.option("--group", multiple=True, metavar="GROUP", help="Further group of the user; may be repeated.")
-@click.option("--host", "extra_host", multiple=True, metavar="NAME:ADDR", help="Line for /etc/hosts; may be repeated.")
 @click.option("--cap-add", multiple=True, metavar="CAP", help="Capability to add; may be repeated.")
 @click.option("--cap-drop", multiple=True, metavar="CAP", help="Capability to drop; may be repeated.")
 @click.option("--sysctl", multiple=True, metavar="KEY=VALUE", help="Kernel setting of the container; may be repeated.")
+@namespec.create_options
 @detach_option
 @still_option
 @click.argument("image")
@@ -60,7 +60,6 @@ async def create(
     constraint: tuple[str, ...],
     mount: tuple[str, ...],
     group: tuple[str, ...],
-    extra_host: tuple[str, ...],
     cap_add: tuple[str, ...],
     cap_drop: tuple[str, ...],
     sysctl: tuple[str, ...],
@@ -75,7 +74,8 @@ async def create(
     \b
     Examples:
       hivemesh service create --name web --replicas 2 --publish 8080:80 localhost/whoami
-      hivemesh service create --name db --network backend --constraint node.labels.disk==ssd postgres:16
+      hivemesh service create --name db --network name=backend,alias=sql --constraint node.labels.disk==ssd postgres:16
+      hivemesh service create --name api --network backend --endpoint-mode dnsrr --health-cmd 'curl -f localhost' my/api
       hivemesh service create --publish published=53,target=53,protocol=udp,mode=host my/dns -v
     """
     if mode == "global" and shared["replicas"] is not None:
@@ -92,7 +92,6 @@ async def create(
                 "Labels": values.pairs(container_label),
                 "Mounts": [values.mount(text) for text in mount],
                 "Groups": list(group),
-                "Hosts": [_host_line(text) for text in extra_host],
                 "CapabilityAdd": list(cap_add),
                 "CapabilityDrop": list(cap_drop),
                 "Sysctls": values.options(sysctl, "sysctl"),
@@ -103,17 +102,11 @@ async def create(
         "EndpointSpec": {"Ports": servicespec.published(publish)},
     }
     servicespec.apply_shared(spec, shared)
+    namespec.apply_created(spec["TaskTemplate"]["ContainerSpec"], shared)
     identifier = (await client.post("/services/create", spec))["ID"]
     click.echo(identifier)
     if not detach:
         await progress.converge(client, identifier, quiet=quiet)
-
-
-def _host_line(text: str) -> str:
-    name, separator, address = text.partition(":")
-    if not separator or not name or not address:
-        raise Invalid(f"invalid host {text!r}: write name:address")
-    return f"{address} {name}"
 
 
 @service.command("ls")
@@ -248,7 +241,7 @@ async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, .
 @shared_options
 @click.option("--publish-add", multiple=True, metavar="PORT", help="Publish a port; may be repeated.")
 @click.option("--publish-rm", multiple=True, metavar="TARGET", help="Unpublish a target port; may be repeated.")
-@click.option("--network-add", multiple=True, metavar="NETWORK", help="Attach to a network; may be repeated.")
+@click.option("--network-add", multiple=True, metavar="NETWORK", help="backend, or name=backend,alias=db.")
 @click.option("--network-rm", multiple=True, metavar="NETWORK", help="Detach from a network; may be repeated.")
 @click.option("--env-add", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated.")
 @click.option("--env-rm", multiple=True, metavar="NAME", help="Remove a variable; may be repeated.")
@@ -258,6 +251,7 @@ async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, .
 @click.option("--container-label-rm", multiple=True, metavar="KEY", help="Remove a container label.")
 @click.option("--constraint-add", multiple=True, metavar="EXPR", help="Add a constraint; may be repeated.")
 @click.option("--constraint-rm", multiple=True, metavar="EXPR", help="Remove a constraint; may be repeated.")
+@namespec.update_options
 @detach_option
 @still_option
 @click.argument("ref", metavar="SERVICE")
@@ -292,6 +286,7 @@ async def update(
     Examples:
       hivemesh service update --image localhost/whoami:2 web
       hivemesh service update --publish-add 8443:443 --env-add DEBUG=1 web
+      hivemesh service update --network-add name=front,alias=www --endpoint-mode vip web
       hivemesh service update --rollback web
     """
     value = await client.get(f"/services/{ref}")
@@ -308,6 +303,7 @@ async def update(
         if force:
             template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
         servicespec.apply_shared(spec, shared)
+        namespec.apply_updated(container, shared)
         container["Env"] = servicespec.changed_env(container.get("Env") or (), env_add, env_rm)
         container["Labels"] = servicespec.changed_labels(
             container.get("Labels"), container_label_add, container_label_rm

@@ -65,7 +65,10 @@ async def test_service_is_created_scaled_updated_and_removed() -> None:
         inspected = json.loads(await api.docker("service", "inspect", "web_ingress_lb"))[0]
         assert inspected["Spec"]["Mode"]["Replicated"]["Replicas"] == 5
         assert inspected["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "localhost/whoami:latest"
-        tasks = await api.docker("service", "ps", "web_ingress_lb", "--filter", "desired-state=running", "-q")
+        for _ in range(100):  # one slot after the other is taken back
+            tasks = await api.docker("service", "ps", "web_ingress_lb", "--filter", "desired-state=running", "-q")
+            if len(tasks.split()) == 5:
+                break
         assert len(tasks.split()) == 5
 
         await api.docker("service", "rm", "web_ingress_lb")
@@ -100,6 +103,70 @@ async def test_everything_the_cli_can_say_about_a_container_arrives() -> None:
             (port["PublishedPort"], port["Protocol"], port["PublishMode"]) for port in service["Endpoint"]["Ports"]
         }
         assert ports == {(8080, "tcp", "host"), (9000, "udp", "ingress"), (9001, "udp", "ingress")}
+
+
+async def test_everything_the_cli_can_say_about_names_arrives_and_changes() -> None:
+    async with manager_api() as api:
+        for name in ("front", "back"):
+            await api.docker("network", "create", "--driver=overlay", "--attachable", name)
+        options = """--name=web --network=name=front,alias=db --endpoint-mode=dnsrr --dns=192.0.2.1
+            --dns-search=a.example --dns-option=ndots:2 --hostname={{.Service.Name}}-{{.Task.Slot}} --health-cmd=true
+            --health-interval=5s --health-start-period=1s --health-retries=2"""
+        await create(api, *options.split())
+        front, back = [
+            (await api.docker("network", "inspect", "--format={{.ID}}", name)).strip() for name in ("front", "back")
+        ]
+        service = json.loads(await api.docker("service", "inspect", "web"))[0]
+        template = service["Spec"]["TaskTemplate"]
+        assert template["Networks"] == [{"Target": front, "Aliases": ["db"]}]
+        assert template["ContainerSpec"]["DNSConfig"] == {
+            "Nameservers": ["192.0.2.1"], "Search": ["a.example"], "Options": ["ndots:2"],
+        }  # fmt: skip
+        check = template["ContainerSpec"]["Healthcheck"]
+        assert check["Test"] == ["CMD-SHELL", "true"]
+        assert (check["Interval"], check["StartPeriod"], check["Retries"]) == (5_000_000_000, 1_000_000_000, 2)
+        assert service["Endpoint"]["Spec"]["Mode"] == "dnsrr"
+        assert not service["Endpoint"].get("VirtualIPs")
+        tasks = await api.docker("service", "ps", "-q", "web")
+        await api.docker("service", "update", "--detach", "--endpoint-mode=vip", "web")
+        (vip,) = json.loads(await api.docker("service", "inspect", "web"))[0]["Endpoint"]["VirtualIPs"]
+        assert vip["NetworkID"] == front
+        assert await api.docker("service", "ps", "-q", "web") == tasks
+        options = "--network-rm=front --network-add=name=back,alias=sql --dns-rm=192.0.2.1 --no-healthcheck"
+        await api.docker("service", "update", "--detach", *options.split(), "web")
+        service = json.loads(await api.docker("service", "inspect", "web"))[0]
+        template = service["Spec"]["TaskTemplate"]
+        assert template["Networks"] == [{"Target": back, "Aliases": ["sql"]}]
+        assert template["ContainerSpec"]["Healthcheck"] == {"Test": ["NONE"]}
+        assert [vip["NetworkID"] for vip in service["Endpoint"]["VirtualIPs"]] == [back]
+        assert "Endpoint Mode" in await api.docker("service", "inspect", "--pretty", "web")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("network create --driver=overlay --subnet=10.9.0.0/24 --gateway=10.8.0.1 x", "no matching subnet for gateway"),
+        (
+            "network create --driver=overlay --subnet=10.0.0.0/16 x",
+            "Pool overlaps with other one on this address space",
+        ),
+        ("network create --driver=overlay --opt=encrypted x", "network option 'encrypted' is not supported"),
+        ("network create --driver=overlay --ipam-driver=other x", "IPAM driver 'other' is not supported"),
+        ("network create --driver=overlay front", "network with name front already exists"),
+        ("network create --driver=other --scope=swarm x", "driver 'other' with scope swarm is not supported"),
+        ("service create --endpoint-mode=dnsrr --publish=80:80 x", "can't be used with dnsrr mode"),
+        ("service create --network=name=front,alias=d_b- x", "not a host name"),
+        ("service create --network=name=front,driver-opt=a=b x", "driver option 'a' of a service is not supported"),
+        ("service create --label=hivemesh.lb=fast x", "invalid label hivemesh.lb=fast: use one of"),
+        ("node update --label-add=hivemesh.weight=-1 n1", "invalid label hivemesh.weight=-1: use a number"),
+    ],
+)
+async def test_bad_input_about_networks_and_names_is_refused_with_words(command: str, words: str) -> None:
+    async with manager_api() as api:
+        await api.docker("network", "create", "--driver=overlay", "front")
+        assert words in await api.docker_error(*command.split())
+        assert await api.docker("service", "ls", "-q") == ""
+        assert (await api.docker("network", "ls", "-q", "--filter=driver=overlay")).count("\n") == 2
 
 
 @pytest.mark.parametrize(

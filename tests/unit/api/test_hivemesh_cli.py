@@ -86,6 +86,40 @@ async def test_service_is_created_watched_scaled_changed_and_removed() -> None:
         assert (removed.code, removed.out, removed.err) == (1, "web\n", "Error: service nosuch not found\n")
 
 
+async def test_service_is_given_names_and_a_health_check() -> None:
+    async with manager_api() as api:
+        for name in ("front", "back"):
+            await out(api, "network", "create", name)
+        options = """--name web --network name=front,alias=db,alias=sql --endpoint-mode dnsrr --dns 192.0.2.1
+            --dns-search a.example --dns-option ndots:2 --hostname box --host gate:192.0.2.9 --health-cmd true
+            --label hivemesh.lb=source"""
+        await out(api, "service", "create", "--detach", *options.split(), "localhost/whoami")
+        service = await api.client.get("/services/web")
+        template = service["Spec"]["TaskTemplate"]
+        container = template["ContainerSpec"]
+        front, back = [(await api.client.get(f"/networks/{name}"))["Id"] for name in ("front", "back")]
+        assert template["Networks"] == [{"Target": front, "Aliases": ["db", "sql"]}]
+        assert container["DNSConfig"] == {
+            "Nameservers": ["192.0.2.1"], "Search": ["a.example"], "Options": ["ndots:2"],
+        }  # fmt: skip
+        assert (container["Hostname"], container["Hosts"]) == ("box", ["192.0.2.9 gate"])
+        assert container["Healthcheck"] == {"Test": ["CMD-SHELL", "true"]}
+        assert service["Endpoint"]["VirtualIPs"] == []
+        options = """--network-rm front --network-add name=back,alias=db --endpoint-mode vip --dns-rm 192.0.2.1
+            --dns-search-add b.example --host-rm gate --no-healthcheck --label-rm hivemesh.lb"""
+        await out(api, "service", "update", "--detach", *options.split(), "web")
+        service = await api.client.get("/services/web")
+        template = service["Spec"]["TaskTemplate"]
+        container = template["ContainerSpec"]
+        assert template["Networks"] == [{"Target": back, "Aliases": ["db"]}]
+        assert [vip["NetworkID"] for vip in service["Endpoint"]["VirtualIPs"]] == [back]
+        assert container["DNSConfig"] == {"Search": ["a.example", "b.example"], "Options": ["ndots:2"]}
+        assert "Hosts" not in container
+        assert container["Healthcheck"] == {"Test": ["NONE"]}
+        shown = json.loads(await out(api, "network", "inspect", "--verbose", "back"))[0]
+        assert shown["Services"]["web"]["VIP"] == service["Endpoint"]["VirtualIPs"][0]["Addr"].partition("/")[0]
+
+
 async def test_convergence_shows_the_engines_error_and_goes_on_when_interrupted() -> None:
     async with manager_api() as api:
         command = f"timeout -s INT 1.5 {sys.executable} -m hivemesh.cli service create --name web bad/image"
@@ -98,10 +132,12 @@ async def test_convergence_shows_the_engines_error_and_goes_on_when_interrupted(
 
 async def test_network_is_created_listed_and_removed() -> None:
     async with manager_api() as api:
-        await out(api, "network", "create", "--subnet", "10.9.0.0/24", "--gateway", "10.9.0.9", "--ipv6", "back")
+        given = "--subnet 10.9.0.0/24 --subnet fd09::/64 --gateway fd09::9 --gateway 10.9.0.9 --internal --attachable"
+        await out(api, "network", "create", *given.split(), "back")
         assert "10.9.0.0/24" in await out(api, "network", "ls")
         (network,) = json.loads(await out(api, "network", "inspect", "back"))
-        assert network["IPAM"]["Config"][0]["Gateway"] == "10.9.0.9"
+        assert [entry["Gateway"] for entry in network["IPAM"]["Config"]] == ["10.9.0.9", "fd09::9"]
+        assert network["EnableIPv6"] is network["Internal"] is network["Attachable"] is True
         assert await out(api, "network", "rm", "back") == "back\n"
         asked = await hivemesh(api, "network", "rm", "ingress")
         assert asked.code != 0
@@ -128,6 +164,12 @@ async def test_node_is_updated() -> None:
         (["service", "create", "--mode", "global", "x"], 1, "service mode global is not supported yet"),
         (["service", "create", "--replicas", "-1", "x"], 2, "-1"),
         (["service", "scale", "web=many"], 1, "write SERVICE=REPLICAS"),
+        (["service", "create", "--label", "hivemesh.lb=x", "x"], 1, "hivemesh.lb=x: use one of rr, wrr, source"),
+        (["service", "create", "--dns", "one", "x"], 1, "invalid DNS server 'one': expected an IPv4 or IPv6 address"),
+        (["service", "create", "--no-healthcheck", "--health-cmd", "true", "x"], 1, "conflicts with --health-"),
+        (["network", "create", "--subnet", "10.9.0.0/24", "--gateway", "10.8.0.1", "x"], 1, "no matching subnet for"),
+        (["network", "create", "--opt", "encrypted=", "x"], 1, "network option 'encrypted' is not supported"),
+        (["node", "update", "--label-add", "hivemesh.weight=x", "n1"], 1, "use a number from 0 to 100"),
         (["service", "update", "nosuch"], 1, "service nosuch not found"),
         (["node", "ls", "--filter", "role"], 1, "write key=value"),
     ],

@@ -68,6 +68,7 @@ def test_mount_network_and_labels_are_read() -> None:
         "ReadOnly": True,
     }
     assert values.network("name=back,alias=db,alias=sql") == {"Target": "back", "Aliases": ["db", "sql"]}
+    assert values.network("name=back,driver-opt=a=b") == {"Target": "back", "DriverOpts": {"a": "b"}}
     assert values.pairs(["a=b", "c", "d=e=f"]) == {"a": "b", "c": "", "d": "e=f"}
     for wrong in ("type=nfs,target=/x", "type=bind", "size=1,target=/x"):
         with pytest.raises(Invalid, match="invalid mount"):
