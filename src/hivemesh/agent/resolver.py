@@ -183,7 +183,7 @@ class Resolver:
         elif line.greeting.version != __version__:
             log.info("replacing hivemesh-resolver %s by %s", line.greeting.version, __version__)
             _close(line)
-            line = await self._start("--replace")
+            line = await self._start("--replace", instead_of=line.greeting.pid)
             line.knows = True
         else:
             line.knows = True
@@ -193,8 +193,8 @@ class Resolver:
         finally:
             _close(line)
 
-    async def _start(self, *options: str) -> _Line:
-        """A new one, belonging to nobody. Raises `Unavailable`."""
+    async def _start(self, *options: str, instead_of: int = 0) -> _Line:
+        """A new one, belonging to nobody, whatever its version: there is no other to be had. Raises `Unavailable`."""
         self._socket.parent.mkdir(parents=True, exist_ok=True)
         started = await asyncio.create_subprocess_exec(
             "setsid", "--fork", *self._command, str(self._socket), *options, stdin=asyncio.subprocess.DEVNULL
@@ -204,7 +204,7 @@ class Resolver:
             async with asyncio.timeout(START_TIMEOUT):
                 while True:
                     line = await self._greeted()
-                    if line is not None and line.greeting.version == __version__:
+                    if line is not None and line.greeting.pid != instead_of:
                         log.info("hivemesh-resolver runs as process %d", line.greeting.pid)
                         return line
                     if line is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hivemesh.agent.resolver import Resolver
+from hivemesh.agent.resolver import COMMAND, Resolver
 from hivemesh.agent.worker import Worker
 from hivemesh.clock import SystemClock
 from hivemesh.dataplane.apply import Applier
@@ -158,6 +158,7 @@ class Machine:
         web = root / "www"
         web.mkdir()
         (web / "index.html").write_text("hello\n")
+        self.resolver_command = COMMAND
         self.images = {IMAGE: [*SERVER, str(web)]}
 
     def _new(self, engine: ProcessEngine) -> Worker:
@@ -165,7 +166,7 @@ class Machine:
             port=self.manager,
             engine=engine,
             applier=Applier(),
-            resolver=Resolver(self.root / "resolver.sock", clock=SystemClock()),
+            resolver=Resolver(self.root / "resolver.sock", clock=SystemClock(), command=self.resolver_command),
             data_dir=self.root,
             vtep=VTEP,
             clock=SystemClock(),
