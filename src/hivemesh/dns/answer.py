@@ -63,23 +63,26 @@ FORWARD = b""
 
 
 class Answers:
-    """The ready answers of a scope: `ready` is read on the hot path, by `query[2:]`."""
+    """The ready answers of a scope, by `query[2:]`: `ready` those over UDP, read on the hot path, and `ready_tcp`."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.ready: dict[bytes, Prepared] = {}
+        self.ready_tcp: dict[bytes, Prepared] = {}
         self._bytes = 0
 
-    def prepare(self, message: bytes) -> Prepared | None:
-        """The answer over UDP, remembered; None: say nothing."""
-        prepared = answer(message, self.scope)
+    def prepare(self, message: bytes, *, tcp: bool = False) -> Prepared | None:
+        """The answer, remembered; None: say nothing."""
+        prepared = answer(message, self.scope, tcp=tcp)
         if prepared is not None and len(message) <= _LONGEST_KEY:
-            size = len(prepared) if isinstance(prepared, bytes) else len(prepared.twice) + len(prepared.head)
-            self._bytes += size + len(message) + _ENTRY_BYTES
-            if self._bytes > READY_BYTES:
+            size = len(message) + _ENTRY_BYTES
+            size += len(prepared) if isinstance(prepared, bytes) else len(prepared.head) + len(prepared.twice)
+            if self._bytes + size > READY_BYTES:
                 self.ready.clear()
-                self._bytes = size + len(message) + _ENTRY_BYTES
-            self.ready[message[2:]] = prepared
+                self.ready_tcp.clear()
+                self._bytes = 0
+            self._bytes += size
+            (self.ready_tcp if tcp else self.ready)[message[2:]] = prepared
         return prepared
 
 

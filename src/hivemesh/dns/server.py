@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import random
 from typing import Any, NamedTuple, Protocol
 
-from hivemesh.dns.answer import Answers, answer, failure
+from hivemesh.dns.answer import Answers, failure
 from hivemesh.dns.tcp import Connection
 from hivemesh.kernel.sockets import inside
 from hivemesh.log import SparingLog
@@ -216,8 +216,8 @@ class Listener:
             self._listen(True)
 
     def _respond(self, message: bytes) -> bytes | Coroutine[Any, Any, bytes] | None:
-        prepared = answer(message, self.answers.scope, tcp=True)
-        if prepared is None:
+        prepared = self.answers.ready_tcp.get(message[2:])
+        if prepared is None and (prepared := self.answers.prepare(message, tcp=True)) is None:
             return None
         if not isinstance(prepared, bytes):
             prepared = prepared.tail(random())

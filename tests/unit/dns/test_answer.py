@@ -218,7 +218,7 @@ def test_ready_answers_stay_within_their_memory() -> None:
         answers.prepare(dns.message.make_query(f"nobody{number}", "A").to_wire())
         most = max(most, len(answers.ready))
     assert 100 < most < READY_BYTES / 200
-    odd = dns.message.make_query("web", "A", use_edns=0, options=[dns.edns.GenericOption(65001, bytes(400))])
+    odd = dns.message.make_query("web", "A", use_edns=0, options=[dns.edns.GenericOption("65001", bytes(400))])
     answers.ready.clear()
     assert answers.prepare(odd.to_wire())
     assert answers.ready == {}
