@@ -1,0 +1,383 @@
+"""One name server of others, asked by UDP and TCP from the node's namespace or from inside a sandbox.
+
+A forged answer must guess an id and one of a few source ports, both random and changing: questions leave by a small
+pool of connected sockets, each of which is replaced after a while. What comes in with another id or question is
+ignored. A server that does not answer is remembered as silent, so that those who ask next need not wait for it too.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import cast
+
+from hivemesh.kernel.sockets import inside
+from hivemesh.model.addr import Address
+from hivemesh.model.errors import Unavailable
+from hivemesh.wire.dnsanswer import answers, folded_question, question_end
+
+PATIENCE = 4.0
+"""Seconds for a server's answer (Docker)."""
+SHORT_PATIENCE = 1.0
+"""Seconds for a server that was silent last time, while there are others to ask."""
+RESEND = 1.5
+"""Seconds after which a question over UDP is sent once more: the first may be lost."""
+SILENT_FOR = 30.0
+"""Seconds for which a silent server is asked after the others."""
+REFUSES_FOR = 2.0
+"""The same after the network said that it cannot be reached: learning that again costs nothing."""
+PORTS = 8
+PORT_AGE = 20.0
+"""Seconds after which a socket is replaced by one with another port."""
+IDLE = 10.0
+"""Seconds without a question after which all sockets of a server are closed; they would keep a namespace alive."""
+BATCH = 64
+"""Answers read from one socket before others have their turn."""
+BUFFER = 1 << 20
+"""Bytes of answers that may wait in a socket (the kernel allows less where net.core.rmem_max is lower)."""
+
+_SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
+
+class Unanswered(Unavailable):
+    """A server gave no answer; the text says why."""
+
+
+class Server:
+    """A name server, seen from one namespace (`netns`, a path; "" is our own)."""
+
+    def __init__(
+        self,
+        address: Address,
+        netns: str = "",
+        *,
+        port: int = 53,
+        patience: float = PATIENCE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address
+        self.patience = patience
+        self._netns = netns
+        self._port = port
+        self._now = now
+        self._ports: list[_Port] = []
+        self._retired: set[_Port] = set()
+        self._stream: _Stream | None = None
+        self._dialling = asyncio.Lock()
+        self._answered = 0
+        self._avoid_until = 0.0
+        self._silent = False
+        self._idle: asyncio.TimerHandle | None = None
+        self._last_question = 0.0
+        self._closed = False
+
+    def __str__(self) -> str:
+        return f"{self.address}" + (" from inside the sandbox" if self._netns else "")
+
+    @property
+    def avoided(self) -> bool:
+        """Whether others should be asked first."""
+        return self._now() < self._avoid_until
+
+    async def ask(self, query: bytes, *, tcp: bool, others: bool) -> bytes:
+        """The answer, with an id that means nothing. `others`: there is someone else to ask, so waiting may be short.
+
+        Raises `Unanswered`.
+        """
+        if self._closed:
+            raise Unanswered(f"{self} is no longer asked")
+        patience = min(SHORT_PATIENCE, self.patience) if self._silent and others else self.patience
+        answered = self._answered
+        self._last_question = time.monotonic()
+        if self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(IDLE, self._close_if_idle)
+        try:
+            if tcp:
+                answer = await self._ask_by_tcp(query, patience)
+            else:
+                answer = await self._ask_by_udp(query, patience)
+        except TimeoutError:
+            # it may answer others and only this question takes long: then it is not silent
+            if self._answered == answered:
+                self._silent = True
+                self._avoid_until = self._now() + SILENT_FOR
+            raise Unanswered(f"{self} did not answer within {patience:g} s") from None
+        except OSError as error:
+            self._avoid_until = self._now() + REFUSES_FOR
+            raise Unanswered(f"{self} cannot be asked: {error.strerror or error}") from None
+        self._answered += 1
+        self._silent = False
+        self._avoid_until = 0.0
+        return answer
+
+    def close(self) -> None:
+        """Close every socket now; whoever waits gets `Unanswered`."""
+        self._closed = True
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        for port in (*self._ports, *self._retired):
+            port.close()
+        self._ports.clear()
+        self._retired.clear()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _close_if_idle(self) -> None:
+        self._idle = None
+        rest = self._last_question + max(IDLE, 2 * self.patience) - time.monotonic()
+        if rest > 0:
+            self._idle = asyncio.get_running_loop().call_later(rest, self._close_if_idle)
+        else:
+            self._close_sockets()
+
+    # --- UDP ------------------------------------------------------------------------------------------------------
+
+    async def _ask_by_udp(self, query: bytes, patience: float) -> bytes:
+        port = self._pick_port()
+        loop = asyncio.get_running_loop()
+        waiting = port.send(query)
+        timers = [loop.call_later(patience, _give_up, waiting.answer)]
+        if patience > RESEND:
+            timers.append(loop.call_later(RESEND, port.send_again, waiting))
+        try:
+            return await waiting.answer
+        finally:
+            for timer in timers:
+                timer.cancel()
+            port.forget(waiting)
+            if port in self._retired and not port.busy:
+                self._retired.discard(port)
+                port.close()
+
+    def _pick_port(self) -> "_Port":
+        now = time.monotonic()
+        if not self._ports:
+            self._ports = self._open_ports(PORTS, now)
+        index = int.from_bytes(os.urandom(1)) % len(self._ports)
+        port = self._ports[index]
+        if now >= port.until:
+            (fresh,) = self._open_ports(1, now)
+            self._ports[index] = fresh
+            if port.busy:
+                self._retired.add(port)
+            else:
+                port.close()
+            return fresh
+        return port
+
+    def _open_ports(self, count: int, now: float) -> list["_Port"]:
+        def connect() -> list[socket.socket]:
+            made: list[socket.socket] = []
+            try:
+                for _ in range(count):
+                    sock = self._socket(socket.SOCK_DGRAM)
+                    made.append(sock)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+                    sock.connect(self._target())  # the kernel picks the source port, at random
+            except BaseException:
+                for sock in made:
+                    sock.close()
+                raise
+            return made
+
+        sockets = inside(self._netns, connect) if self._netns else connect()
+        # replaced one by one, not all in one moment
+        return [_Port(sock, now + PORT_AGE * (index + 1) / count) for index, sock in enumerate(sockets)]
+
+    def _socket(self, kind: socket.SocketKind) -> socket.socket:
+        family = socket.AF_INET if self.address.version == 4 else socket.AF_INET6
+        return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+    def _target(self) -> _SocketAddress:
+        if self.address.version == 4:
+            return str(self.address), self._port
+        scope = getattr(self.address, "scope_id", None)
+        index = 0
+        if scope:
+            index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+        return str(self.address).partition("%")[0], self._port, 0, index
+
+    # --- TCP ------------------------------------------------------------------------------------------------------
+
+    async def _ask_by_tcp(self, query: bytes, patience: float) -> bytes:
+        async with asyncio.timeout(patience):
+            while True:
+                async with self._dialling:
+                    stream = self._stream
+                    reused = stream is not None and stream.open
+                    if stream is None or not stream.open:
+                        stream = self._stream = await self._dial()
+                try:
+                    return await stream.ask(query)
+                except ConnectionError:
+                    if not reused:  # a server may close what it thinks is idle just when we ask (RFC 7766, 6.2.4)
+                        raise
+
+    async def _dial(self) -> "_Stream":
+        def prepare() -> tuple[socket.socket, _SocketAddress]:
+            return self._socket(socket.SOCK_STREAM), self._target()
+
+        sock, target = inside(self._netns, prepare) if self._netns else prepare()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_connect(sock, target)
+            _, stream = await loop.create_connection(_Stream, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        if self._closed:
+            stream.close()
+            raise ConnectionAbortedError("no longer asked")
+        return stream
+
+
+class _Waiting:
+    """A question on its way."""
+
+    __slots__ = ("answer", "end", "folded", "id", "packet")
+
+    def __init__(self, query: bytes, ident: int, answer: "asyncio.Future[bytes]") -> None:
+        self.id = ident
+        self.packet = ident.to_bytes(2) + query[2:]
+        self.end = question_end(query)
+        self.folded = folded_question(query, self.end)
+        self.answer = answer
+
+
+def _give_up(answer: "asyncio.Future[bytes]") -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
+class _Questions:
+    """The questions out by one socket, by their ids."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, _Waiting] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, query: bytes) -> _Waiting:
+        if len(self._waiting) > 32768:
+            raise OSError("too many questions are unanswered")
+        ident = int.from_bytes(os.urandom(2))
+        while ident in self._waiting:
+            ident = int.from_bytes(os.urandom(2))
+        waiting = _Waiting(query, ident, asyncio.get_running_loop().create_future())
+        self._waiting[ident] = waiting
+        return waiting
+
+    def forget(self, waiting: _Waiting) -> None:
+        self._waiting.pop(waiting.id, None)
+
+    def arrived(self, message: bytes) -> None:
+        """Hand an answer to who waits for it; anything else is ignored."""
+        waiting = self._waiting.get(int.from_bytes(message[:2]))
+        if waiting is not None and answers(message, waiting.end, waiting.folded) and not waiting.answer.done():
+            waiting.answer.set_result(message)
+
+    def fail(self, error: OSError) -> None:
+        for waiting in list(self._waiting.values()):
+            if not waiting.answer.done():
+                waiting.answer.set_exception(error)
+
+
+class _Port(_Questions):
+    """A connected UDP socket."""
+
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        super().__init__()
+        self.until = until
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock, self._read)
+
+    def send(self, query: bytes) -> _Waiting:
+        waiting = self.add(query)
+        try:
+            self._sock.send(waiting.packet)
+        except BlockingIOError:  # no room: as if lost on the way
+            pass
+        except OSError:  # it may be an earlier question's, refused just now
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    self._sock.send(waiting.packet)
+            except OSError:
+                self.forget(waiting)
+                raise
+        return waiting
+
+    def send_again(self, waiting: _Waiting) -> None:
+        if not waiting.answer.done():
+            with contextlib.suppress(OSError):
+                self._sock.send(waiting.packet)
+
+    def _read(self) -> None:
+        for _ in range(BATCH):
+            try:
+                message = self._sock.recv(65535)
+            except BlockingIOError:
+                return
+            except OSError as error:  # ICMP: the port is closed, or the host cannot be reached
+                self.fail(error)
+                return
+            self.arrived(message)
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            self._sock.close()
+            self.fail(ConnectionAbortedError("no longer asked"))
+
+
+class _Stream(_Questions, asyncio.Protocol):
+    """A TCP connection with many questions on it, answered in any order (RFC 7766, 6.2.1.1 and 7)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    async def ask(self, query: bytes) -> bytes:
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError("the connection was closed")
+        waiting = self.add(query)
+        self._transport.write(len(waiting.packet).to_bytes(2) + waiting.packet)
+        try:
+            return await waiting.answer
+        finally:
+            self.forget(waiting)
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= 2:
+            end = at + 2 + int.from_bytes(buffer[at : at + 2])
+            if end > len(buffer):
+                break
+            self.arrived(bytes(buffer[at + 2 : end]))
+            at = end
+        del buffer[:at]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail(exc if isinstance(exc, ConnectionError) else ConnectionResetError("the connection was closed"))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
