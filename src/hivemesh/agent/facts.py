@@ -80,7 +80,12 @@ async def describe(engine: Engine, vtep: Address, name: str, labels: Mapping[str
     except HivemeshError as error:
         log.warning("the container engine does not answer: %s", error)
         words = version = ""
-    underlay = next((here for here in machine.addresses() if here.address.ip == vtep), None)
+    mtu, gateway = 1500, tuple[Prefix, ...]()
+    try:
+        facts = gather(vtep)
+        mtu, gateway = facts.vtep_mtu, (facts.gateway4.network, facts.gateway6.network)
+    except Unavailable as error:
+        log.debug("describing this machine without its addresses: %s", error)  # whoever applies views complains
     return NodeDescription(
         hostname=name,
         architecture=os.uname().machine,
@@ -89,7 +94,8 @@ async def describe(engine: Engine, vtep: Address, name: str, labels: Mapping[str
         engine=words,
         engine_version=version,
         labels=dict(labels),
-        mtu=underlay.mtu if underlay else 1500,
+        mtu=mtu,
+        gateway=gateway,
     )
 
 

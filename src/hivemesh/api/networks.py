@@ -46,7 +46,7 @@ async def list_networks(request: web.Request) -> web.Response:
     if "local" in filters.get("scope", ["local"]):
         known = {network["Id"] for network in found}
         found += [network for network in await _engine_networks(request) if network.get("Id") not in known]
-    used = {about.network.id for about in insights if about.services}
+    used = {about.network.id for about in insights if about.services or about.hosts}
     return answer([network for network in found if _matches(network, filters, used)])
 
 

@@ -113,10 +113,11 @@ def first_host(prefix: Prefix) -> Address:
 
 
 def taken(view: View) -> Iterable[Prefix]:
-    """What new subnets must stay clear of: other networks, and the nodes' own addresses."""
+    """What new subnets must stay clear of: other networks, and what nodes use themselves."""
     for network in view.all(Network):
         yield from (subnet.prefix for subnet in network.subnets or given_subnets(network.spec))
     for node in view.all(Node):
+        yield from node.description.gateway
         for text in {str(node.vtep or ""), node.addr} - {""}:
             try:
                 yield ipaddress.ip_network(text)
@@ -131,6 +132,13 @@ def _check_free(tx: Transaction, prefix: Prefix) -> None:
             raise Invalid(
                 f"invalid subnet {prefix}: Pool overlaps with other one on this address space: {other} of network "
                 f"{network.spec.name}; choose another, or leave --subnet out"
+            )
+    for node in tx.all(Node):
+        other = pools.overlapping(prefix, node.description.gateway)
+        if other is not None:
+            raise Invalid(
+                f"invalid subnet {prefix}: it overlaps with {other}, which node {node.description.hostname} uses for "
+                "the way out of its containers; choose another, or leave --subnet out"
             )
     other = pools.overlapping(prefix, taken(tx))
     if other is not None:

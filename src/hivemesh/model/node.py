@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from hivemesh.model.addr import Address
+from hivemesh.model.addr import Address, Prefix
 from hivemesh.model.ids import NodeID
 from hivemesh.model.service import Spec
 from hivemesh.model.task import Attachment
@@ -33,6 +33,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str = ""
     labels: dict[str, str] = {}
     mtu: int = 1500  # of the underlay interface that carries the VTEP address
+    gateway: tuple[Prefix, ...] = ()  # of the bridge that leads sandboxes out of the node: overlays keep clear of it
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):

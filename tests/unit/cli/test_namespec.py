@@ -1,5 +1,6 @@
 """Options about names and health, as changes to what is there."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ from hivemesh.cli import namespec
 from hivemesh.model.errors import Invalid, NotFound
 
 
-def given(options: Any, *arguments: str) -> dict[str, Any]:
+def given(options: Callable[[Callable[..., Any]], Callable[..., Any]], *arguments: str) -> dict[str, Any]:
     """What click makes of the command line."""
     found: dict[str, Any] = {}
 

@@ -1,6 +1,7 @@
 """Bad input: refused with words that say what to do, and nothing changed."""
 
 from collections.abc import Callable
+from ipaddress import ip_network
 
 import msgspec
 import pytest
@@ -306,6 +307,17 @@ def test_network_a_plain_container_is_on_stays() -> None:
         world.change(lambda tx: networks.remove(tx, "front"))
     world.change(lambda tx: tx.delete(place))
     world.change(lambda tx: networks.remove(tx, "front"))
+
+
+def test_subnet_of_a_nodes_way_out_is_refused_and_never_chosen() -> None:
+    world = World(1, pools=("172.18.0.0/15",), subnet_size=24)
+    about = msgspec.structs.replace(world.node("n1").description, gateway=(ip_network("172.18.0.0/16"),))
+    world.set_node("n1", description=about)
+    wanted = network("net", IPAMConfig(subnet="172.18.7.0/24"))
+    words = r"invalid subnet 172\.18\.7\.0/24: it overlaps with 172\.18\.0\.0/16, which node n1 uses for the way out"
+    with pytest.raises(Invalid, match=words):
+        world.change(lambda tx: networks.create(tx, wanted, world.now, world.new_id()))
+    assert str(world.create_network("net").subnets[0].prefix) == "172.19.0.0/24"
 
 
 def test_subnet_of_the_other_family_makes_a_network_of_both() -> None:
