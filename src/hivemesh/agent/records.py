@@ -15,6 +15,7 @@ from hivemesh.model.ids import NetworkID, TaskID
 from hivemesh.model.service import ContainerSpec, PortConfig
 from hivemesh.model.task import Task
 from hivemesh.wire import codec
+from hivemesh.wire.control import AttachReply, Joining
 from hivemesh.wire.engine.containers import RestartRule
 
 log = logging.getLogger("hivemesh.attached")
@@ -45,6 +46,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     stopped: bool = False  # by the user: it does not begin again by itself
     granted: Task | None = None  # what the managers gave, while it runs
+
+
+def joinings_of(record: Record) -> tuple[Joining, ...]:
+    """By name: a network that was removed and made again is the same to its users."""
+    return tuple(Joining(network=m.name, aliases=m.aliases, addresses=m.addresses) for m in record.members)
+
+
+def members_of(reply: AttachReply, joinings: tuple[Joining, ...]) -> tuple[Member, ...]:
+    """What managers made of `joinings`."""
+    return tuple(
+        Member(id=NetworkID(config.target), name=name, aliases=config.aliases, addresses=joining.addresses)
+        for config, name, joining in zip(reply.task.spec.networks, reply.names, joinings, strict=True)
+    )
 
 
 def load(path: Path) -> dict[TaskID, Record]:

@@ -102,6 +102,11 @@ class Worker:
         """The network of this node, for those beside tasks who need sandboxes."""
         return self._network
 
+    @property
+    def files(self) -> SandboxFiles:
+        """Where containers' own files lie, for those beside tasks."""
+        return self._files
+
     def assign(self, view: View, revision: int) -> None:
         """Take over a whole view. Returns at once."""
         first, self._assigned = not self._assigned, True

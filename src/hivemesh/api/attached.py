@@ -20,7 +20,7 @@ from hivemesh.wire import codec
 from hivemesh.wire.engine import containers, strict
 
 if TYPE_CHECKING:
-    from hivemesh.agent.attached import AttachedContainers
+    from hivemesh.agent.attached import AttachedContainers, Place
 
 routes = web.RouteTableDef()
 
@@ -41,15 +41,18 @@ async def create(request: web.Request) -> web.StreamResponse:
     if attached is None or not names or not await _of_the_swarm(request, attached, names):
         return await passthrough.forward(request, data)
     wish = containers.wish_of(body)
+
+    async def make(place: "Place") -> web.Response:
+        changed = containers.engine_body(body, place.owner, place.namespace, place.files)
+        made = await passthrough.exchange(request, codec.to_json(changed))
+        if made.status == 201:
+            place.container = str(strict.decode(_bytes(made))["Id"])
+            seen = await passthrough.ask(request, f"/containers/{place.container}/json")
+            place.name = str(seen["Name"]).strip("/")
+        return made
+
     with _attaching(names):
-        async with attached.creating(wish, request.query.get("name", "").strip("/")) as place:
-            changed = containers.engine_body(body, place.owner, place.namespace, place.files)
-            made = await passthrough.exchange(request, codec.to_json(changed))
-            if made.status == 201:
-                place.container = str(strict.decode(_bytes(made))["Id"])
-                seen = await passthrough.ask(request, f"/containers/{place.container}/json")
-                place.name = str(seen["Name"]).strip("/")
-    return made
+        return await attached.create(wish, request.query.get("name", "").strip("/"), make)
 
 
 async def _of_the_swarm(request: web.Request, attached: "AttachedContainers", names: Sequence[str]) -> bool:
@@ -199,8 +202,13 @@ async def connect(request: web.Request) -> web.StreamResponse:
             f"container {container} was made on the engine's own network and cannot be connected to a network of the "
             f"swarm: make it anew with --network {network}"
         )
+    attached, owner, _ = found
+    joining = containers.joining(network, config)
+    if attached.is_member(owner, network):
+        name = str(found[2]["Name"]).strip("/")
+        raise Forbidden(f"endpoint with name {name} already exists in network {network}")
     with _attaching([network]):
-        await attached.connect(found[1], containers.joining(network, config))
+        await attached.connect(owner, joining)
     return web.Response(status=200)
 
 

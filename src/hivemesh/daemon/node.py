@@ -373,6 +373,7 @@ class Daemon:
             )
             attached = AttachedContainers(
                 sandboxes=worker.network,
+                files=worker.files,
                 managers=membership.Managers(lambda: session.identity),
                 engine=self._engine,
                 directory=self.data_dir / "agent",
