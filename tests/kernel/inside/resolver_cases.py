@@ -119,19 +119,42 @@ class Machine:
         self.daemons.append(Daemon(self.path))
         return self.daemons[-1]
 
+    def end(self) -> None:
+        for daemon in self.daemons:
+            daemon.close()
+        for process in self.started:
+            process.kill()
+            process.wait()
+
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def _no_namespaces() -> Iterator[None]:
+    yield
+    for name in os.listdir(NETNS_DIR):
+        sh(f"ip netns delete {name}")
+
+
+@pytest.fixture
+def machine(_no_namespaces: None) -> Iterator[Machine]:
+    """For tests of lives and deaths."""
     made = Machine(Path("/run/hivemesh/resolver.sock"))
     yield made
-    for daemon in made.daemons:
-        daemon.close()
-    for process in made.started:
-        process.kill()
-        process.wait()
-    for name in sh("ip netns list").split():
-        if os.path.exists(f"{NETNS_DIR}/{name}"):
-            sh(f"ip netns delete {name}")
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def _served() -> Iterator[Machine]:
+    made = Machine(Path("/run/hivemesh-shared/resolver.sock"))
+    made.start()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def served(_served: Machine, _no_namespaces: None) -> Iterator[Machine]:
+    """One that runs, and knows nothing."""
+    yield _served
+    _served.daemon().tell(whole=True)
 
 
 def make(*names: str) -> None:
@@ -190,11 +213,10 @@ def eventually(what: Callable[[], bool]) -> None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def test_two_sandboxes_see_their_own_networks_only(machine: Machine) -> None:
+def test_two_sandboxes_see_their_own_networks_only(served: Machine) -> None:
     make("one", "two")
-    machine.start()
-    assert machine.daemon().tell(front(), BACK_NAMES, sandbox("one"), sandbox("two", BACK, FRONT), whole=True) == {}
-    assert stat.S_IMODE(machine.path.stat().st_mode) == 0o600
+    assert served.daemon().tell(front(), BACK_NAMES, sandbox("one"), sandbox("two", BACK, FRONT), whole=True) == {}
+    assert stat.S_IMODE(served.path.stat().st_mode) == 0o600
     assert dig("one", "web") == dig("one", "web.front", "+tcp") == dig("two", "WEB") == ["10.0.1.2"]
     assert dig("one", "web", "AAAA") == ["fd00::2"]
     assert dig("two", "db", "+noedns") == ["10.0.2.2"]
@@ -211,21 +233,19 @@ def test_two_sandboxes_see_their_own_networks_only(machine: Machine) -> None:
     asking.close()
 
 
-def test_answer_longer_than_the_client_takes_is_asked_again_over_tcp(machine: Machine) -> None:
+def test_answer_longer_than_the_client_takes_is_asked_again_over_tcp(served: Machine) -> None:
     make("one")
-    machine.start()
     many = tuple(ipaddress.ip_address(f"10.1.{n // 250}.{n % 250}") for n in range(1000))
-    machine.daemon().tell(front(many=many), sandbox("one"), whole=True)
+    served.daemon().tell(front(many=many), sandbox("one"), whole=True)
     for size in (512, 1232, 4096):
         cut = dig("one", "many", f"+bufsize={size}", "+ignore")
         assert size - 80 < 16 * len(cut) < size
     assert len(dig("one", "many", "+bufsize=512")) == len(dig("one", "many", "+noedns")) == 1000
 
 
-def test_what_was_told_is_in_force_once_confirmed(machine: Machine) -> None:
+def test_what_was_told_is_in_force_once_confirmed(served: Machine) -> None:
     make("one", "two")
-    machine.start()
-    daemon = machine.daemon()
+    daemon = served.daemon()
     daemon.tell(front(), sandbox("one"), sandbox("two"), whole=True)
     asking = connect("one")
     for number in range(1, 30):
@@ -240,10 +260,9 @@ def test_what_was_told_is_in_force_once_confirmed(machine: Machine) -> None:
     asking.close()
 
 
-def test_sandbox_without_its_namespace_is_named_and_served_when_that_comes(machine: Machine) -> None:
+def test_sandbox_without_its_namespace_is_named_and_served_when_that_comes(served: Machine) -> None:
     make("one")
-    machine.start()
-    daemon = machine.daemon()
+    daemon = served.daemon()
     failed = daemon.tell(front(), sandbox("one"), sandbox("two"), whole=True)
     assert failed == {"two": f"cannot listen in {NETNS_DIR}/two: No such file or directory"}
     make("two")
@@ -254,17 +273,16 @@ def test_sandbox_without_its_namespace_is_named_and_served_when_that_comes(machi
     assert daemon.tell() == {}
 
 
-def test_forgotten_sandbox_keeps_no_namespace_alive(machine: Machine) -> None:
+def test_forgotten_sandbox_keeps_no_namespace_alive(served: Machine) -> None:
     make("one", "two")
-    process = machine.start()
-    daemon = machine.daemon()
+    daemon = served.daemon()
     daemon.tell(front(), sandbox("one"), sandbox("two"), whole=True)
     stream = connect("one", socket.SOCK_STREAM)
     stream.sendall(with_length(query("web")))
     assert read_stream(stream, 1) == [1]
 
     def sockets() -> int:
-        files = Path(f"/proc/{process.pid}/fd").iterdir()
+        files = Path(f"/proc/{daemon.greeting.pid}/fd").iterdir()
         return sum(os.readlink(file).startswith("socket:") for file in files)
 
     before = sockets()
@@ -277,17 +295,16 @@ def test_forgotten_sandbox_keeps_no_namespace_alive(machine: Machine) -> None:
     make("two")
     daemon.tell(sandbox("two"))
     assert dig("two", "web") == ["10.0.1.2"]
-    machine.daemon().tell(front(), whole=True)
+    served.daemon().tell(front(), whole=True)
     assert sockets() == before - 5
 
 
 # --- TCP --------------------------------------------------------------------------------------------------------------
 
 
-def test_many_questions_over_one_connection_are_all_answered(machine: Machine) -> None:
+def test_many_questions_over_one_connection_are_all_answered(served: Machine) -> None:
     make("one")
-    machine.start()
-    machine.daemon().tell(front(), sandbox("one"), whole=True)
+    served.daemon().tell(front(), sandbox("one"), whole=True)
     stream = connect("one", socket.SOCK_STREAM)
     questions = b"".join(with_length(query("web", ident)) for ident in range(1000))
     for at in range(0, len(questions), 777):  # cut anywhere
@@ -300,11 +317,10 @@ def test_many_questions_over_one_connection_are_all_answered(machine: Machine) -
     stream.close()
 
 
-def test_client_that_reads_nothing_is_not_read_further(machine: Machine) -> None:
+def test_client_that_reads_nothing_is_not_read_further(served: Machine) -> None:
     make("one")
-    machine.start()
     many = tuple(ipaddress.ip_address(f"10.1.{n // 250}.{n % 250}") for n in range(2000))
-    machine.daemon().tell(front(many=many), sandbox("one"), whole=True)
+    served.daemon().tell(front(many=many), sandbox("one"), whole=True)
     stream = connect("one", socket.SOCK_STREAM)
     questions = b"".join(with_length(query("many", ident)) for ident in range(500))  # answers of 16 MB
     sender = threading.Thread(target=stream.sendall, args=(questions,))
@@ -315,10 +331,9 @@ def test_client_that_reads_nothing_is_not_read_further(machine: Machine) -> None
     stream.close()
 
 
-def test_connections_of_a_sandbox_are_bounded_and_the_silent_give_way(machine: Machine) -> None:
+def test_connections_of_a_sandbox_are_bounded_and_the_silent_give_way(served: Machine) -> None:
     make("one", "two")
-    machine.start()
-    machine.daemon().tell(front(), sandbox("one"), sandbox("two"), whole=True)
+    served.daemon().tell(front(), sandbox("one"), sandbox("two"), whole=True)
     silent = [connect("one", socket.SOCK_STREAM) for _ in range(70)]
     assert dig("one", "web", "+tcp") == dig("two", "web", "+tcp") == ["10.0.1.2"]
     assert silent[0].recv(1) == b""
@@ -331,10 +346,9 @@ def test_connections_of_a_sandbox_are_bounded_and_the_silent_give_way(machine: M
         sock.close()
 
 
-def test_junk_does_no_harm(machine: Machine) -> None:
+def test_junk_does_no_harm(served: Machine) -> None:
     make("one")
-    machine.start()
-    machine.daemon().tell(front(), sandbox("one"), whole=True)
+    served.daemon().tell(front(), sandbox("one"), whole=True)
     asking = connect("one")
     for junk in (b"", b"x", query("web")[:-1], b"\0\1\x81\x80" + query("web")[4:], bytes(60000), b"\xff" * 5000):
         asking.send(junk)
@@ -444,11 +458,11 @@ def test_handover_under_a_stream_of_questions_loses_none(machine: Machine) -> No
     for thread in threads:
         thread.start()
     for _ in range(2):
-        eventually(lambda seen=dict(asked): bool(lost) or all(asked[key] > seen[key] + 50 for key in asked))  # type: ignore[misc]
+        eventually(lambda seen=dict(asked): bool(lost) or all(asked[key] > seen[key] + 20 for key in asked))  # type: ignore[misc]
         processes.append(machine.start("--replace"))
         assert processes[-2].wait(20) == 0
         assert machine.daemon().greeting.pid == processes[-1].pid
-    eventually(lambda seen=dict(asked): bool(lost) or all(asked[key] > seen[key] + 50 for key in asked))  # type: ignore[misc]
+    eventually(lambda seen=dict(asked): bool(lost) or all(asked[key] > seen[key] + 20 for key in asked))  # type: ignore[misc]
     stopping.set()
     for thread in threads:
         thread.join()
