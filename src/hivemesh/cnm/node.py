@@ -172,7 +172,7 @@ class Planner:
     def _describe(self, item: ServiceItem) -> tuple[Virtual, ...]:
         key = (item.network, item.service)
         known = self._described.get(key)
-        if known is None or known[0] != item:
+        if known is None or (known[0] is not item and known[0] != item):
             known = self._described[key] = (item, virtual(item))
         return known[1]
 

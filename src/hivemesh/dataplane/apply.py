@@ -412,10 +412,13 @@ class Applier:
 
     def _tables(self, held: Held, plan: NamespacePlan, doubtful: set[str], tally: Tally) -> None:
         before = held.plan.tables if held.plan is not None else ()
-        if NFT not in doubtful and before == plan.tables:
+        looking = NFT in doubtful
+        if not looking and before == plan.tables:
             return
-        undoing = NFT in doubtful and NFT not in held.failing
+        undoing = looking and NFT not in held.failing
         for table in plan.tables:
+            if not looking and table in before:
+                continue
             try:
                 changed = self._linux.ensure_table(plan.namespace, table)
             except OSError as error:
@@ -424,6 +427,8 @@ class Applier:
             tally.changed += changed
             if changed and undoing and table in before:
                 tally.repaired.append(f"nft {table.family} {table.name}: {changed} changes")
+        if not looking and {(t.family, t.name) for t in before} <= {(t.family, t.name) for t in plan.tables}:
+            return
         try:
             for family, name in unwanted_tables(plan, self._linux.tables(plan.namespace)):
                 self._linux.delete_table(plan.namespace, family, name)

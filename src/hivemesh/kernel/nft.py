@@ -14,7 +14,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hivemesh.kernel.sockets import NETNS_DIR, close_netlink, open_netlink
@@ -106,7 +107,7 @@ class _Namespace:
                     return bodies
                 bodies.append(body)
 
-    def commit(self, changes: list[wire.Message], generation: int) -> None:
+    def commit(self, changes: Sequence[wire.Message], generation: int) -> None:
         """All of it or nothing. Raises `_Raced`, or `OSError` with the kernel's error of the first bad change."""
         data, last = wire.pack_batch(changes, generation)
         self._socket.send(data)
@@ -159,14 +160,14 @@ class _Namespace:
                 actual.maps[key] = _Map(shape, elements)
         return actual
 
-    def look(self, wanted: Table) -> tuple[_Actual, int]:
-        """The table and the generation it was seen in."""
+    def way_to(self, wanted: Table) -> tuple[Sequence[wire.Message], int]:
+        """The messages that lead to `wanted`, and the generation they are good for."""
         generation = self.current_generation()
         known = self.applied.get((wanted.family, wanted.name))
         # A chain on a device goes with the device, and no generation counts that: netdev tables are always read.
         if known is not None and generation == self.generation and wanted.family != "netdev":
-            return _as_actual(known), generation
-        return self.read(wanted.family, wanted.name), generation
+            return _ways.between(known, wanted), generation
+        return list(_changes(self.read(wanted.family, wanted.name), wanted)), generation
 
     def remember(self, table: Table | None, key: tuple[str, str], generation: int, *, committed: bool) -> None:
         """The kernel holds `table` (None: no such table) as of `generation`, plus our own commit."""
@@ -220,8 +221,7 @@ def ensure(namespace: str, table: Table) -> int:
     with door.lock:
         for _ in range(_ATTEMPTS):
             try:
-                actual, generation = door.look(table)
-                changes = list(_changes(actual, table))
+                changes, generation = door.way_to(table)
                 if changes:
                     door.commit(changes, generation)
             except _Raced:
@@ -278,6 +278,26 @@ def differences(namespace: str, table: Table) -> list[str]:
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
+
+
+class _Ways:
+    """The latest ways from one table to another: many namespaces hold the same table, and go the same way."""
+
+    def __init__(self) -> None:
+        self._latest: deque[tuple[Table, Table, Sequence[wire.Message]]] = deque(maxlen=8)
+
+    def between(self, known: Table, wanted: Table) -> Sequence[wire.Message]:
+        if known is wanted:
+            return ()
+        for had, has, found in tuple(self._latest):
+            if had is known and has is wanted:
+                return found
+        way = tuple(_changes(_as_actual(known), wanted))
+        self._latest.append((known, wanted, way))
+        return way
+
+
+_ways = _Ways()
 
 
 def _as_actual(table: Table) -> _Actual:

@@ -107,7 +107,7 @@ class Nftables:
         entries: dict[int, Elements] = {4: {}, 6: {}}
         backends: dict[int, Elements] = {4: {}, 6: {}}
         chains: list[Chain] = []
-        for vip in sorted(vips, key=lambda v: (v.address.version, int(v.address))):
+        for vip in sorted(vips, key=lambda v: (v.address.version, v.address.packed)):
             version = vip.address.version
             goto, chain, elements = _of_vip(vip)
             entries[version][vip.address.packed] = goto
