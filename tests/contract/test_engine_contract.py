@@ -14,7 +14,7 @@ from hivemesh.engine.api import ContainerRequest, Engine, EngineError, ImageNotF
 from hivemesh.engine.podman import PodmanEngine
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.engine.service import PodmanService
-from hivemesh.model.service import ContainerSpec, Resources
+from hivemesh.model.service import ContainerSpec, HealthConfig, Resources
 from private_podman import BUSYBOX, private_podman
 
 IMAGE = "localhost/contract:latest"
@@ -193,6 +193,31 @@ async def test_command_in_an_ended_container_is_refused(bed: Bed) -> None:
     await bed.engine.wait(container)
     with pytest.raises(EngineError):
         await bed.engine.run(container, ["sleep", "1"], 5)
+
+
+async def test_image_says_how_to_check_its_health(bed: Bed, podman_files: dict[str, str], tmp_path: Path) -> None:
+    await bed.engine.ensure_image(IMAGE)
+    assert await bed.engine.health_of(IMAGE) is None
+    if isinstance(bed.engine, PodmanEngine):
+        recipe = tmp_path / "Containerfile"
+        recipe.write_text(f"FROM {IMAGE}\nHEALTHCHECK --interval=7s --timeout=2s --retries=5 CMD test -e /healthy\n")
+        build = [
+            "podman",
+            "build",
+            "--quiet",
+            "--format",
+            "docker",
+            "--tag",
+            "localhost/checked",
+            "--file",
+            str(recipe),
+        ]
+        await asyncio.to_thread(
+            subprocess.run, [*build, str(tmp_path)], env={**os.environ, **podman_files}, check=True, capture_output=True
+        )
+        assert await bed.engine.health_of("localhost/checked") == HealthConfig(
+            test=("CMD-SHELL", "test -e /healthy"), interval=7 * 10**9, timeout=2 * 10**9, retries=5
+        )
 
 
 async def test_unknown_image_is_refused_in_words(bed: Bed) -> None:

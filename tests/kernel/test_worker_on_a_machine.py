@@ -16,7 +16,8 @@ PREPARE = 'mount -t tmpfs tmpfs /run && exec "$@"'
 def test_worker_cases_hold_on_a_machine_of_their_own(cases: str, tmp_path: Path) -> None:
     command = [
         "unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh",
-        sys.executable, "-m", "pytest", str(INSIDE / cases), "-p", "no:cacheprovider", f"--basetemp={tmp_path}/inside", "-rA",
+        sys.executable, "-m", "pytest", str(INSIDE / cases), "-p", "no:cacheprovider",
+        f"--basetemp={tmp_path}/inside", "-rA",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     print(done.stdout[-20000:], done.stderr[-5000:])
