@@ -26,7 +26,7 @@ from hivemesh.wire.control import (
     TaskItem,
     View,
 )
-from hivemesh.wire.insight import Host, Insight, Insights, Member, Offer, Usage
+from hivemesh.wire.insight import MOST, Host, Insight, Insights, Member, Offer, Usage
 
 log = logging.getLogger("hivemesh.agent")
 
@@ -78,8 +78,8 @@ def known(view: View, reference: str, node: NodeID, vtep: Address) -> Insight | 
     nodes = {entry.vtep: entry.id for entry in view.values() if isinstance(entry, NodeItem)}
     offers = tuple(_offers(view, item))
     members = tuple(_members(view, item, peers, nodes, node, vtep))
-    here = [Host(id=node, name=node[:10], vtep=vtep, own=item.own)]
-    there = [Host(id=nodes[at], name=nodes[at][:10], vtep=at) for at in {p.vtep for p in peers.values()} if at in nodes]
+    here = [Host(id=node, vtep=vtep, own=item.own)]
+    there = [Host(id=nodes[at], vtep=at) for at in {p.vtep for p in peers.values()} if at in nodes]
     return Insight(
         network=_network(item),
         hosts=(*here, *sorted(there, key=lambda host: host.id)),
@@ -169,4 +169,4 @@ def _usage(
         lease = Leases(subnet)
         for address in held:
             lease.hold(address)
-        yield Usage(subnet=str(subnet.prefix), in_use=lease.in_use, free=lease.free)
+        yield Usage(subnet=str(subnet.prefix), in_use=lease.in_use, free=min(lease.free, MOST))

@@ -11,7 +11,7 @@ from hivemesh.model.node import Node
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task, TaskState
 from hivemesh.store.tables import View
-from hivemesh.wire.insight import Host, Insight, Insights, Member, Offer, Usage
+from hivemesh.wire.insight import MOST, Host, Insight, Insights, Member, Offer, Usage
 
 
 def overview(view: View) -> Insights:
@@ -83,4 +83,4 @@ def _usage(view: View, network: Network) -> Iterable[Usage]:
         for _, addresses in held(view, network.id):
             for address in addresses:
                 lease.hold(address)
-        yield Usage(subnet=str(subnet.prefix), in_use=lease.in_use, free=lease.free)
+        yield Usage(subnet=str(subnet.prefix), in_use=lease.in_use, free=min(lease.free, MOST))

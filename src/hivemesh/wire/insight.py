@@ -13,7 +13,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """A node that takes part in the network."""
 
     id: NodeID
-    name: str  # host name
+    name: str = ""  # host name, which only managers know
     vtep: Address
     own: Attachment | None = None  # its own address on the network
 
@@ -42,12 +42,16 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()
 
 
+MOST = 2**64 - 1
+"""The largest number of addresses told: Docker's clients keep it in 64 bits."""
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses of one subnet; those that nobody may have (gateway, network, broadcast) are in use."""
 
     subnet: str
     in_use: int
-    free: int  # that can be granted without being asked for
+    free: int  # that can be granted without being asked for; `MOST` at most
 
 
 class Insight(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ from world import World, publish, spec
 
 from hivemesh.model.ids import ServiceID
 from hivemesh.model.task import TaskState
+from hivemesh.wire import codec
+from hivemesh.wire.insight import Insight
 
 
 def test_network_shows_nodes_services_members_and_what_is_left_of_its_addresses() -> None:
@@ -55,6 +57,13 @@ def test_ingress_shows_the_services_that_publish() -> None:
     assert [offer.name for offer in detail.services] == ["web"]
     assert [host.name for host in detail.hosts] == ["n1"]
     assert detail.members[0].running is (world.tasks("web")[0].status.state == TaskState.RUNNING)
+
+
+def test_more_free_addresses_than_64_bits_count_are_told_as_the_most() -> None:
+    world = World(1)
+    world.create_network("huge", "fd09::/32")
+    assert world.insight("huge").usage[1].free == 2**64 - 1
+    assert codec.from_json(codec.to_json(world.insight("huge")), Insight) == world.insight("huge")
 
 
 def test_range_of_a_subnet_limits_what_is_free() -> None:

@@ -11,10 +11,10 @@ from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID
 from hivemesh.model.network import VNI_OPTION, Network, NetworkSpec
 from hivemesh.model.node import Node
-from hivemesh.model.service import EndpointSpec, Service, ServiceSpec, TaskSpec
+from hivemesh.model.service import EndpointSpec, Service, ServiceSpec, TaskSpec, UpdateStatus
 from hivemesh.model.task import Task, TaskState
 from hivemesh.wire import codec
-from hivemesh.wire.insight import Insight
+from hivemesh.wire.insight import Host, Insight
 
 Json = dict[str, Any]
 
@@ -61,9 +61,23 @@ def service_spec(spec: ServiceSpec) -> Json:
     answer: Json = codec.to_builtins(spec)
     answer.setdefault("Labels", {})
     answer["TaskTemplate"] = task_spec(spec.task_template)
-    answer["Mode"] = {"Replicated": {"Replicas": spec.replicas}}
+    answer["Mode"] = _mode(spec)
     answer["EndpointSpec"] = endpoint_spec(spec.endpoint_spec)
     return answer
+
+
+def _mode(spec: ServiceSpec) -> Json:
+    """With every number: clients follow them without asking whether they are there."""
+    match spec.mode.name:
+        case "global":
+            return {"Global": {}}
+        case "global-job":
+            return {"GlobalJob": {}}
+        case "replicated-job":
+            at_once, total = spec.completions
+            return {"ReplicatedJob": {"MaxConcurrent": at_once, "TotalCompletions": total}}
+        case "replicated":
+            return {"Replicated": {"Replicas": spec.replicas}}
 
 
 def service_spec_with_defaults(spec: ServiceSpec) -> Json:
@@ -85,8 +99,9 @@ def service_spec_with_defaults(spec: ServiceSpec) -> Json:
         "MaxFailureRatio": 0.0,
         "Order": "stop-first",
     }
-    answer.setdefault("UpdateConfig", dict(default))
-    answer.setdefault("RollbackConfig", dict(default))
+    if not spec.is_job:
+        answer.setdefault("UpdateConfig", dict(default))
+        answer.setdefault("RollbackConfig", dict(default))
     return answer
 
 
@@ -104,18 +119,46 @@ def service(value: Service, tasks: Iterable[Task] | None = None, *, defaults: bo
             {"NetworkID": vip.network_id, "Addr": str(address)} for vip in value.vips for address in vip.addresses
         ],
     }
+    if value.update_status is not None:
+        answer["UpdateStatus"] = _update_status(value.update_status)
+    if value.spec.is_job:
+        answer["JobStatus"] = {"JobIteration": {"Index": value.iteration}, "LastExecution": timestamp(value.executed)}
     if tasks is not None:
-        answer["ServiceStatus"] = {
-            "RunningTasks": sum(task.status.state == TaskState.RUNNING for task in tasks),
-            "DesiredTasks": value.spec.replicas,
-            "CompletedTasks": 0,
-        }
+        answer["ServiceStatus"] = _service_status(value, list(tasks))
     return answer
 
 
-def task(value: Task, network: Callable[[NetworkID], Network | None]) -> Json:
-    """A task; `network` finds the networks it is attached to."""
+def _update_status(status: UpdateStatus) -> Json:
+    return {
+        "State": status.state,
+        "StartedAt": timestamp(status.started),
+        **({"CompletedAt": timestamp(status.completed)} if status.completed else {}),
+        "Message": status.message,
+    }
+
+
+def _service_status(value: Service, tasks: list[Task]) -> Json:
+    """What `service ls` counts."""
+    present = [task for task in tasks if task.iteration == value.iteration]
+    wanted = [task for task in present if task.desired <= TaskState.RUNNING]
+    completed = sum(task.status.state == TaskState.COMPLETE for task in present)
+    desired = {
+        "replicated": value.spec.replicas,
+        "global": len(wanted),
+        "replicated-job": value.spec.completions[0],
+        "global-job": len(wanted) - completed,
+    }
+    return {
+        "RunningTasks": sum(task.status.state == TaskState.RUNNING for task in tasks),
+        "DesiredTasks": desired[value.spec.mode.name],
+        "CompletedTasks": completed if value.spec.is_job else 0,
+    }
+
+
+def task(value: Task, network: Callable[[NetworkID], Network | None], service: Service | None = None) -> Json:
+    """A task; `network` finds the networks it is attached to, `service` is the one it belongs to if that still is."""
     status = value.status
+    is_job = service is not None and service.spec.is_job
     attachments = []
     for attachment in value.attachments:
         found = network(attachment.network_id)
@@ -130,7 +173,7 @@ def task(value: Task, network: Callable[[NetworkID], Network | None]) -> Json:
         "Labels": {},
         "Spec": task_spec(value.spec),
         "ServiceID": value.service_id,
-        "Slot": value.slot,
+        **({"Slot": value.slot} if value.slot or is_job else {}),
         "Status": {
             "Timestamp": timestamp(status.timestamp),
             "State": status.state.name.lower(),
@@ -139,9 +182,11 @@ def task(value: Task, network: Callable[[NetworkID], Network | None]) -> Json:
             **({"ContainerStatus": container} if status.container_id else {}),
             "PortStatus": {"Ports": [codec.to_builtins(p) for p in status.ports]} if status.ports else {},
         },
-        "DesiredState": value.desired.name.lower(),
+        "DesiredState": "complete" if is_job and value.desired == TaskState.RUNNING else value.desired.name.lower(),
         "NetworksAttachments": attachments,
     }
+    if is_job:
+        answer["JobIteration"] = {"Index": value.iteration}
     if value.node_id:
         answer["NodeID"] = value.node_id
     return answer
@@ -271,8 +316,12 @@ def network(about: Insight) -> Json:
         "Containers": {},
         "Options": _driver_options(value),
         "Labels": value.spec.labels,
-        "Peers": [{"Name": f"{host.name}-{host.id[:10]}", "IP": str(host.vtep)} for host in about.hosts],
+        "Peers": [{"Name": _peer_name(host), "IP": str(host.vtep)} for host in about.hosts],
     }
+
+
+def _peer_name(host: Host) -> str:
+    return f"{host.name}-{host.id[:10]}" if host.name else host.id[:10]
 
 
 def _interface(addresses: Iterable[Interface], version: int) -> str:
