@@ -31,7 +31,7 @@ async def list_services(request: web.Request) -> web.Response:
         for service in view.all(Service)
         if any_of(filters, "id", service.id.startswith)
         and any_of(filters, "name", service.spec.name.startswith)
-        and any_of(filters, "mode", "replicated".__eq__)
+        and any_of(filters, "mode", service.spec.mode.name.__eq__)
         and any_of(filters, "runtime", "container".__eq__)
         and labels_match(filters, service.spec.labels)
     ]

@@ -43,7 +43,7 @@ async def list_tasks(request: web.Request) -> web.Response:
     ]
     found.sort(key=lambda task: (task.service_name, task.slot, -task.created))
     network: Callable[[str], Network | None] = lambda identifier: view.get(Network, identifier)  # noqa: E731
-    return answer([objects.task(task, network) for task in found])
+    return answer([objects.task(task, network, view.get(Service, task.service_id)) for task in found])
 
 
 def _matches(service: Service | None, task: Task, filters: dict[str, list[str]], current: bool) -> bool:
@@ -57,4 +57,6 @@ def _matches(service: Service | None, task: Task, filters: dict[str, list[str]],
 async def inspect(request: web.Request) -> web.Response:
     manager = manager_of(request)
     task = manager.task(request.match_info["ref"])
-    return answer(objects.task(task, lambda identifier: manager.tables.view.get(Network, identifier)))
+    view = manager.tables.view
+    network: Callable[[str], Network | None] = lambda identifier: view.get(Network, identifier)  # noqa: E731
+    return answer(objects.task(task, network, view.get(Service, task.service_id)))

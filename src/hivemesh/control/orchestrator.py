@@ -1,7 +1,7 @@
-"""Which tasks should be: replicas in slots, replaced when they end, move or grow old.
+"""Which tasks should be: of a replicated service in numbered slots, of a global one on every node that fits.
 
-One pass over a transaction. A slot is the numbered place of a replica; its tasks come and go, and at most one of them
-is wanted at a time. Everything is read off the tasks themselves, so a pass may be repeated or lost:
+One pass over a transaction. A slot's tasks come and go, and at most one of them is wanted at a time (two while an
+update starts the new one first). Everything is read off the tasks themselves, so a pass may be repeated or lost:
 
 - the *latest* task of a slot speaks for it; one that ended for good (restart policy) stays as its record;
 - a replacement is made at once with desired READY, so that its node pulls the image meanwhile, and becomes RUNNING
@@ -9,20 +9,15 @@ is wanted at a time. Everything is read off the tasks themselves, so a pass may 
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
-from hivemesh.control import constraints
-from hivemesh.model.ids import TaskID
+from hivemesh.control import jobs, updater
+from hivemesh.control.slots import SECOND, NewId, ServiceTasks, Slot, settle
 from hivemesh.model.node import Node
-from hivemesh.model.service import Service, UpdateConfig
-from hivemesh.model.task import Task, TaskState, TaskStatus
+from hivemesh.model.service import Service
+from hivemesh.model.task import Task, TaskState
 from hivemesh.store.tables import Transaction
-
-NewId = Callable[[], str]
-SECOND = 1_000_000_000
 
 
 def orchestrate(tx: Transaction, now: float, new_id: NewId) -> float | None:
@@ -31,13 +26,20 @@ def orchestrate(tx: Transaction, now: float, new_id: NewId) -> float | None:
     Plain containers' tasks are made and ended by their nodes; here they only go with the node or the container.
     """
     for task in list(tx.all(Task)):
-        settled = _settle(tx, task, now)
+        settled = settle(tx, task, now)
         if settled.desired < TaskState.REMOVE and not _is_owned(tx, settled):
             settled = msgspec.structs.replace(settled, desired=TaskState.REMOVE)
         if settled is not task:
             tx.put(settled)
-    passes = [_Pass(tx, service, now, new_id) for service in tx.all(Service)]
-    wakes = [wake for each in passes if (wake := each.run()) is not None]
+    wakes = []
+    for service in list(tx.all(Service)):
+        tasks = ServiceTasks(tx, service, now, new_id)
+        if service.spec.is_job:
+            jobs.run(tasks)
+        else:
+            _Pass(tasks).run()
+        if tasks.wake is not None:
+            wakes.append(tasks.wake)
     return min(wakes, default=None)
 
 
@@ -48,238 +50,192 @@ def _is_owned(tx: Transaction, task: Task) -> bool:
     return tx.get(Service, task.service_id) is not None
 
 
-def _settle(tx: Transaction, task: Task, now: float) -> Task:
-    """What no agent will ever report: the end of a task that has no node, or none any more."""
-    if task.status.state.dead:
-        return task
-    if task.node_id is None:
-        if task.desired <= TaskState.RUNNING:
-            return task
-        status = TaskStatus(timestamp=now, state=TaskState.SHUTDOWN, message="shutdown before it had a node")
-    elif tx.get(Node, task.node_id) is None:
-        status = msgspec.structs.replace(
-            task.status, timestamp=now, state=TaskState.ORPHANED, message="orphaned", err="the node was removed"
-        )
-    else:
-        return task
-    return msgspec.structs.replace(task, status=status, updated=now)
+class _Pass:
+    """One service that is to run for ever."""
 
-
-@dataclass
-class _Slot:
-    number: int
-    tasks: list[Task]
+    def __init__(self, tasks: ServiceTasks) -> None:
+        self._tasks = tasks
+        self._now = tasks.now
 
     @property
-    def latest(self) -> Task:
-        if len(self.tasks) == 1:
-            return self.tasks[0]
-        return max(
-            self.tasks, key=lambda task: (task.created, task.desired <= TaskState.RUNNING, task.spec_version, task.id)
-        )
+    def _service(self) -> Service:
+        return self._tasks.service
 
-
-class _Pass:
-    """One service."""
-
-    def __init__(self, tx: Transaction, service: Service, now: float, new_id: NewId) -> None:
-        self._tx = tx
-        self._service = service
-        self._now = now
-        self._new_id = new_id
-        self._wake: float | None = None
-
-    def run(self) -> float | None:
-        slots: dict[int, _Slot] = {}
-        for task in self._tx.tasks_of(self._service.id):
-            if task.desired < TaskState.REMOVE:
-                slots.setdefault(task.slot, _Slot(task.slot, [])).tasks.append(task)
-        kept = self._scale(slots)
-        outdated = []
-        updating = 0
+    def run(self) -> None:
+        slots = self._tasks.slots()
+        self._judge(slots)
+        kept = self._cover(slots) if self._service.spec.is_global else self._scale(slots)
+        outdated: list[tuple[Slot, Task]] = []
+        busy = 0
         for slot in kept:
-            latest = slot.latest
-            for task in slot.tasks:
-                if task.id != latest.id and task.desired <= TaskState.RUNNING:
-                    self._tx.put(self._stopped(task))
+            latest = self._latest(slot)
+            before = [task for task in slot.tasks if task.id != latest.id and not self._stays(task, latest)]
+            for task in before:
+                self._tasks.stop(task)
             if latest.status.state.dead:
-                updating += self._ended(slot)
+                busy += self._ended(slot, latest) and not self._has_failed(slot)
             elif latest.desired > TaskState.RUNNING:
                 continue  # on its way out with no successor yet: judged when it has ended
-            elif self._lost(latest) or self._unfit(latest):
-                delay = self._delay if self._is_down(latest) else 0.0
-                self._replace(latest, delay)
-                updating += 1
+            elif not self._service.spec.is_global and (self._tasks.is_lost(latest) or self._tasks.is_unfit(latest)):
+                self._tasks.replace(slot, latest, self._tasks.delay if self._tasks.is_down(latest) else 0.0)
+                busy += 1
             elif self._is_outdated(latest):
-                outdated.append(latest)
+                outdated.append((slot, latest))
             else:
-                updating += self._is_starting(latest)
-                self._promote(slot)
-        self._roll(outdated, updating)
-        return self._wake
+                busy += self._is_settling(latest) and not self._has_failed(slot)
+                self._tasks.promote(latest, before)
+        self._roll(outdated, busy)
+
+    def _latest(self, slot: Slot) -> Task:
+        """The youngest; but one that serves, and is as it should be, before one that only comes to replace it."""
+        if len(slot.tasks) == 1:
+            return slot.tasks[0]
+        return max(
+            slot.tasks,
+            key=lambda task: (
+                task.serving and not self._is_outdated(task),
+                task.created,
+                task.desired <= TaskState.RUNNING,
+                task.spec_version,
+                task.id,
+            ),
+        )
 
     # --- how many
 
-    def _scale(self, slots: dict[int, _Slot]) -> list[_Slot]:
+    def _scale(self, slots: dict[tuple[int, str], Slot]) -> list[Slot]:
         wanted = self._service.spec.replicas
         number = 0
         while len(slots) < wanted:
             number += 1
-            if number not in slots:
-                slots[number] = _Slot(number, [self._create(number, TaskState.RUNNING)])
+            slot = Slot(number, None)
+            if slot.key not in slots:
+                slot.tasks.append(self._tasks.create(slot))
+                slots[slot.key] = slot
         if len(slots) == wanted:  # nearly always
             return sorted(slots.values(), key=lambda slot: slot.number)
-        ordered = _by_worth(list(slots.values()))
+        ordered = self._by_worth(list(slots.values()))
         for slot in ordered[wanted:]:
-            for task in slot.tasks:
-                self._tx.put(msgspec.structs.replace(task, desired=TaskState.REMOVE, updated=self._now))
+            self._tasks.remove(slot.tasks)
         return sorted(ordered[:wanted], key=lambda slot: slot.number)
 
-    def _create(self, slot: int, desired: TaskState, start_after: float = 0.0) -> Task:
-        service = self._service
-        return self._tx.put(
-            Task(
-                id=TaskID(self._new_id()),
-                service_id=service.id,
-                service_name=service.spec.name,
-                slot=slot,
-                spec=service.spec.task_template,
-                spec_version=service.spec_version,
-                created=self._now,
-                updated=self._now,
-                desired=desired,
-                status=TaskStatus(timestamp=self._now),
-                start_after=start_after,
-            )
-        )
+    def _by_worth(self, slots: list[Slot]) -> list[Slot]:
+        """Running ones first, then those with a node, then by how many of the same node come before: the fullest nodes
+        lose first.
+        """
+        latest = {slot.number: self._latest(slot) for slot in slots}
+
+        def progress(slot: Slot) -> tuple[bool, bool]:
+            return not latest[slot.number].serving, latest[slot.number].node_id is None
+
+        copies: Counter[str | None] = Counter()
+        ranked = []
+        for slot in sorted(slots, key=lambda slot: (progress(slot), slot.number)):
+            node = latest[slot.number].node_id
+            ranked.append(((progress(slot), copies[node], slot.number), slot))
+            copies[node] += 1
+        return [slot for _, slot in sorted(ranked, key=lambda entry: entry[0])]
+
+    def _cover(self, slots: dict[tuple[int, str], Slot]) -> list[Slot]:
+        """Every node that fits. What runs on a paused node, or on one that does not answer, is left as it is."""
+        kept = []
+        for node in sorted(self._tasks.tx.all(Node), key=lambda node: (node.created, node.id)):
+            slot = slots.get((0, node.id)) or Slot(0, node.id)
+            if node.spec.availability == "drain" or not self._tasks.accepts(node):
+                for task in slot.tasks:
+                    self._tasks.stop(task)
+                continue
+            open_ = node.state == "ready" and node.spec.availability == "active"
+            # It was stopped while the node did not fit, and has not ended by itself
+            empty = not slot.tasks or self._latest(slot).status.state == TaskState.SHUTDOWN
+            if empty and not any(task.desired <= TaskState.RUNNING for task in slot.tasks):
+                if not open_:
+                    continue
+                slot.tasks.append(self._tasks.create(slot))
+            if node.state != "down":
+                kept.append(slot)
+        return kept
 
     # --- restarts
 
-    @property
-    def _delay(self) -> float:
-        return self._service.spec.task_template.restart_policy.delay / SECOND
-
-    def _ended(self, slot: _Slot) -> bool:
+    def _ended(self, slot: Slot, latest: Task) -> bool:
         """Whether a successor starts."""
-        latest = slot.latest
-        if latest.spec_version != self._service.spec_version:
-            self._replace(latest, 0.0)
+        if latest.spec_version != self._service.spec_version and updater.is_rolling(self._service):
+            self._tasks.replace(slot, latest, 0.0)
         elif latest.start_after > self._now:  # it ended while it got ready: its successor waits for that turn
-            self._wake_at(latest.start_after)
-        elif self._should_restart(slot):
-            self._replace(latest, self._delay)
+            self._tasks.wake_at(latest.start_after)
+        elif self._tasks.should_restart(slot, latest):
+            self._tasks.replace(slot, latest, self._tasks.delay)
         else:
-            self._tx.put(self._stopped(latest))
+            self._tasks.stop(latest)
             return False
         return True
 
-    def _should_restart(self, slot: _Slot) -> bool:
-        latest = slot.latest
-        policy = latest.spec.restart_policy
-        finished = latest.status.state == TaskState.COMPLETE
-        orphaned = latest.status.state == TaskState.ORPHANED  # not its own fault
-        if not orphaned and (policy.condition == "none" or (policy.condition == "on-failure" and finished)):
-            return False
-        if not policy.max_attempts or orphaned:
-            return True
-        since = latest.status.timestamp - policy.window / SECOND if policy.window else 0.0
-        ended = [
-            task
-            for task in slot.tasks
-            if task.spec_version == latest.spec_version
-            and task.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
-            and task.status.timestamp >= since
-        ]
-        return len(ended) <= policy.max_attempts
-
-    def _replace(self, old: Task, delay: float) -> None:
-        """The old one goes, its successor waits for its turn."""
-        stopped = self._tx.put(self._stopped(old))
-        if delay == 0.0 and self._is_gone(stopped):
-            self._create(old.slot, TaskState.RUNNING)
-            return
-        self._create(old.slot, TaskState.READY, self._now + delay)
-        self._wake_at(self._now + delay)
-
-    def _stopped(self, task: Task) -> Task:
-        if task.desired > TaskState.RUNNING:
-            return task
-        stopped = msgspec.structs.replace(task, desired=TaskState.SHUTDOWN, updated=self._now)
-        return _settle(self._tx, stopped, self._now)
-
-    def _promote(self, slot: _Slot) -> None:
-        latest = slot.latest
-        if latest.desired != TaskState.READY:
-            return
-        if latest.start_after > self._now:
-            self._wake_at(latest.start_after)
-        elif all(self._is_gone(task) for task in slot.tasks if task.id != latest.id):
-            self._tx.put(msgspec.structs.replace(latest, desired=TaskState.RUNNING, updated=self._now))
-
-    def _is_gone(self, task: Task) -> bool:
-        """Nothing of it runs, or nobody can tell."""
-        return task.status.state.dead or task.node_id is None or self._is_down(task)
-
-    # --- nodes
-
-    def _is_down(self, task: Task) -> bool:
-        node = self._tx.get(Node, task.node_id) if task.node_id else None
-        return task.node_id is not None and (node is None or node.state == "down")
-
-    def _lost(self, task: Task) -> bool:
-        node = self._tx.get(Node, task.node_id) if task.node_id else None
-        return self._is_down(task) or (node is not None and node.spec.availability == "drain")
-
-    def _unfit(self, task: Task) -> bool:
-        """The node no longer meets the constraints, as the service has them now."""
-        node = self._tx.get(Node, task.node_id) if task.node_id else None
-        return node is not None and not constraints.accepts(
-            self._service.spec.task_template.placement.constraints, node
-        )
-
     # --- updates
+
+    def _judge(self, slots: dict[tuple[int, str], Slot]) -> None:
+        tasks = [task for slot in slots.values() for task in slot.tasks]
+        self._put(updater.judged(self._service, tasks, len(slots), self._now))
+
+    def _put(self, service: Service) -> None:
+        if service is not self._service:
+            self._tasks.service = self._tasks.tx.put(service)
 
     def _is_outdated(self, task: Task) -> bool:
         if task.spec_version != self._service.spec_version:
             return True
         moved = task.spec.placement != self._service.spec.task_template.placement
-        return moved and task.node_id is None  # it would be placed by the old rules
+        return moved and not task.placed and not self._service.spec.is_global  # it would be placed by the old rules
 
-    def _is_starting(self, task: Task) -> bool:
-        delay = (self._service.spec.update_config or UpdateConfig()).delay / SECOND
+    def _stays(self, task: Task, latest: Task) -> bool:
+        """Start-first: what serves goes on until its successor does."""
+        return (
+            task.serving
+            and updater.config_of(self._service).order == "start-first"
+            and not self._is_outdated(latest)
+            and latest.status.state != TaskState.RUNNING
+            and not self._tasks.is_lost(task)
+        )
+
+    def _has_failed(self, slot: Slot) -> bool:
+        return any(updater.has_failed(self._service, task) for task in slot.tasks)
+
+    def _is_settling(self, task: Task) -> bool:
+        """It is not there yet, or the pause after it is not over."""
         if task.status.state < TaskState.RUNNING:
             return True
-        settled = task.status.timestamp + delay
-        if delay and self._service.updated <= task.created and settled > self._now:
-            self._wake_at(settled)
+        settled = task.started + updater.config_of(self._service).delay / SECOND
+        if updater.belongs(self._service, task) and settled > self._now:
+            self._tasks.wake_at(settled)
             return True
         return False
 
-    def _roll(self, outdated: list[Task], updating: int) -> None:
+    def _roll(self, outdated: list[tuple[Slot, Task]], busy: int) -> None:
         """Replace outdated tasks, so many at a time; those that serve nobody need not wait."""
-        parallelism = (self._service.spec.update_config or UpdateConfig()).parallelism
-        for task in sorted(outdated, key=lambda task: task.status.state == TaskState.RUNNING):
-            if task.status.state == TaskState.RUNNING:
-                if parallelism and updating >= parallelism:
+        if not updater.is_rolling(self._service):
+            return
+        if outdated:
+            self._put(updater.begun(self._service, self._now))
+        elif not busy:
+            self._finish()
+        config = updater.config_of(self._service)
+        for slot, task in sorted(outdated, key=lambda pair: pair[1].status.state == TaskState.RUNNING):
+            serving = task.status.state == TaskState.RUNNING
+            if serving:
+                if config.parallelism and busy >= config.parallelism:
                     return
-                updating += 1
-            self._replace(task, 0.0)
+                busy += 1
+            if serving and config.order == "start-first":
+                self._tasks.create(slot)
+            else:
+                self._tasks.replace(slot, task, 0.0)
 
-    def _wake_at(self, when: float) -> None:
-        self._wake = when if self._wake is None else min(self._wake, when)
-
-
-def _by_worth(slots: list[_Slot]) -> list[_Slot]:
-    """Running ones first, then those with a node, then by how many of the same node come before: the fullest nodes
-    lose first.
-    """
-
-    def progress(slot: _Slot) -> tuple[bool, bool]:
-        return not slot.latest.serving, slot.latest.node_id is None
-
-    copies: Counter[str | None] = Counter()
-    ranked = []
-    for slot in sorted(slots, key=lambda slot: (progress(slot), slot.number)):
-        ranked.append(((progress(slot), copies[slot.latest.node_id], slot.number), slot))
-        copies[slot.latest.node_id] += 1
-    return [slot for _, slot in sorted(ranked, key=lambda entry: entry[0])]
+    def _finish(self) -> None:
+        """An update is over when its last task has lasted for a while."""
+        if self._service.update_status is None:
+            return
+        over = updater.settled_at(self._service, self._tasks.tx.tasks_of(self._service.id))
+        if over > self._now:
+            self._tasks.wake_at(over)
+        else:
+            self._put(updater.completed(self._service, self._now))

@@ -7,23 +7,29 @@ from hivemesh.store.tables import Transaction
 
 def reap(tx: Transaction) -> None:
     """One pass over a transaction."""
-    history: dict[tuple[str, int], list[Task]] = {}
+    history: dict[tuple[str, int, str], list[Task]] = {}
     for task in list(tx.all(Task)):
         if task.desired == TaskState.REMOVE:
-            if task.status.state.dead or task.node_id is None:
+            if task.status.state.dead or not task.placed:
                 tx.delete(task)
         elif task.desired > TaskState.RUNNING and task.status.state.dead:
-            history.setdefault((task.service_id, task.slot), []).append(task)
+            history.setdefault(_place(task), []).append(task)
     limit = tx.cluster.spec.orchestration.task_history_retention_limit
-    for (service_id, slot), tasks in history.items():
+    for place, tasks in history.items():
         if len(tasks) <= limit:
             continue
-        service = tx.get(Service, service_id)
+        service = tx.get(Service, tasks[0].service_id)
         attempts = service.spec.task_template.restart_policy.max_attempts if service else 0
         keep = max(limit, attempts + 1 if attempts else 0)
-        lives = any(task.slot == slot and task.desired <= TaskState.RUNNING for task in tx.tasks_of(service_id))
+        siblings = tx.tasks_of(tasks[0].service_id)
+        lives = any(_place(task) == place and task.desired <= TaskState.RUNNING for task in siblings)
         if not lives:
             keep = max(keep, 1)  # the record of a slot that ended for good
         tasks.sort(key=lambda task: (task.created, task.status.timestamp), reverse=True)
         for task in tasks[keep:]:
             tx.delete(task)
+
+
+def _place(task: Task) -> tuple[str, int, str]:
+    """The slot, or what stands for one where a node does."""
+    return task.service_id, task.slot, "" if task.slot else task.node_id or ""

@@ -20,15 +20,14 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "38
 def schedule(tx: Transaction, now: float) -> None:
     """Assign tasks that wait for a node; one that finds none gets the explanation in `status.err`."""
     waiting = [
-        task
-        for task in tx.all(Task)
-        if task.status.state == TaskState.PENDING and task.node_id is None and task.desired <= TaskState.RUNNING
+        task for task in tx.all(Task) if task.status.state == TaskState.PENDING and task.desired <= TaskState.RUNNING
     ]
     if not waiting:
         return
     sites = [_Site(node, tx.tasks_on(node.id), now) for node in tx.all(Node)]
     for task in sorted(waiting, key=lambda task: (task.created, task.service_id, task.slot)):
-        candidates = _fitting(sites, task)
+        # A global service's task is for one node
+        candidates = _fitting([site for site in sites if task.node_id in (None, site.node.id)], task)
         if isinstance(candidates, str):
             status = msgspec.structs.replace(task.status, err=candidates)
             tx.put(msgspec.structs.replace(task, status=status))
@@ -56,7 +55,7 @@ class _Site:
         self.free_cpus = node.description.nano_cpus
         self.free_memory = node.description.memory_bytes
         for task in tasks:
-            if not task.status.state.dead:
+            if not task.status.state.dead and task.placed:
                 self.add(task)
             elif task.status.state in (TaskState.FAILED, TaskState.REJECTED) and task.status.timestamp > now - RECENT:
                 self.failures[task.service_id] += 1

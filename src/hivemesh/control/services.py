@@ -7,7 +7,7 @@ import msgspec
 from hivemesh.control import lookup, validate
 from hivemesh.model.errors import Invalid, OutOfSequence, Unsupported
 from hivemesh.model.ids import ServiceID
-from hivemesh.model.service import Placement, Service, ServiceSpec
+from hivemesh.model.service import Placement, Service, ServiceSpec, UpdateStatus
 from hivemesh.store.tables import Transaction
 
 OUT_OF_SEQUENCE = "update out of sequence"
@@ -33,7 +33,8 @@ def create(tx: Transaction, spec: ServiceSpec, now: float, new_id: str) -> Servi
     if not spec.name:
         spec = msgspec.structs.replace(spec, name=_random_name(tx, new_id))
     spec = validate.service_spec(tx, spec)
-    return tx.put(Service(id=ServiceID(new_id), spec=spec, created=now, updated=now))
+    executed = now if spec.is_job else 0.0
+    return tx.put(Service(id=ServiceID(new_id), spec=spec, created=now, updated=now, executed=executed))
 
 
 def update(
@@ -50,16 +51,27 @@ def update(
     spec = msgspec.structs.replace(spec, name=spec.name or current.spec.name)
     if spec.name != current.spec.name:
         raise Unsupported("renaming services is not supported: remove the service and create it under the new name")
+    if spec.mode.name != current.spec.mode.name:
+        raise Unsupported("service mode change is not allowed: remove the service and create it in the new mode")
     spec = validate.service_spec(tx, spec, current)
-    return tx.put(
-        msgspec.structs.replace(
-            current,
-            spec=spec,
-            previous_spec=current.spec,
-            spec_version=current.spec_version + (_shape(spec) != _shape(current.spec)),
-            updated=now,
-        )
+    updated = msgspec.structs.replace(
+        current,
+        spec=spec,
+        previous_spec=current.spec,
+        previous_version=current.spec_version,
+        update_status=None,  # clients take an old one for the end of the new update
+        updated=now,
     )
+    if _shape(spec) != _shape(current.spec):
+        version, last = current.last_version + 1, current.last_version + 1
+        if rollback:
+            version, last = current.previous_version, current.last_version
+            status = UpdateStatus(state="rollback_started", message="manually requested rollback", started=now)
+            updated = msgspec.structs.replace(updated, update_status=status)
+        updated = msgspec.structs.replace(updated, spec_version=version, last_version=last)
+        if spec.is_job:
+            updated = msgspec.structs.replace(updated, iteration=current.iteration + 1, executed=now)
+    return tx.put(updated)
 
 
 def remove(tx: Transaction, reference: str) -> Service:

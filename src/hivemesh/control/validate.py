@@ -49,17 +49,31 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
     for other in view.all(Service):
         if other.spec.name == spec.name and (current is None or other.id != current.id):
             raise Conflict(f"name conflicts with an existing object: service {spec.name} already exists")
-    if not 0 <= spec.replicas <= MAX_REPLICAS:
-        raise Invalid(f"Replicas: {spec.replicas} is out of range: use 0 to {MAX_REPLICAS}")
+    _mode(spec)
     balance.check_labels(spec.labels, balance.OF_SERVICES)
     balance.balance_of(spec.labels)
     _template(spec.task_template)
     _update(spec.update_config, "UpdateConfig")
     _update(spec.rollback_config, "RollbackConfig")
+    if spec.rollback_config is not None and spec.rollback_config.failure_action == "rollback":
+        raise Invalid("RollbackConfig: a rollback that fails is not rolled back: use pause or continue")
     _endpoint(spec.endpoint_spec)
     _free_ports(view, spec.endpoint_spec, current)
     networks = tuple(_networks(view, spec.task_template.networks))
     return msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=networks))
+
+
+def _mode(spec: ServiceSpec) -> None:
+    counts = [("Replicas", spec.replicas)]
+    if spec.mode.replicated_job is not None:
+        counts = list(zip(("MaxConcurrent", "TotalCompletions"), spec.completions, strict=True))
+    for field, count in counts:
+        if not 0 <= count <= MAX_REPLICAS:
+            raise Invalid(f"{field}: {count} is out of range: use 0 to {MAX_REPLICAS}")
+    if spec.is_job and (spec.update_config or spec.rollback_config):
+        raise Invalid("Jobs may not have an update config")
+    if spec.mode.name != "replicated" and spec.task_template.placement.max_replicas:
+        raise Invalid("Placement: MaxReplicas is for replicated services")
 
 
 def _template(template: TaskSpec) -> None:
@@ -97,13 +111,6 @@ def _update(config: UpdateConfig | None, what: str) -> None:
             raise Invalid(f"{what}: {field} cannot be negative")
     if not 0 <= config.max_failure_ratio <= 1:
         raise Invalid(f"{what}: update-maxfailureratio cannot be less than 0 or bigger than 1")
-    if config.order != "stop-first":
-        raise Unsupported(f"{what}: order {config.order} is not supported yet: use stop-first")
-    if config.failure_action != "pause" or config.max_failure_ratio:
-        raise Unsupported(
-            f"{what}: failure action {config.failure_action} with ratio {config.max_failure_ratio:g} is not supported "
-            "yet: use pause with ratio 0"
-        )
 
 
 def _endpoint(endpoint: EndpointSpec) -> None:

@@ -137,14 +137,44 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
     runtime: str = "container"
 
 
+ModeName = Literal["replicated", "global", "replicated-job", "global-job"]
+
+
 class Replicated(Spec, frozen=True, kw_only=True, omit_defaults=False):
     replicas: int = 1
 
 
+class Global(Spec, frozen=True, kw_only=True):
+    """One task on each node that fits."""
+
+
+class ReplicatedJob(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    """So many tasks run to their end, so many at a time. None: 1; `total_completions` None: as many as at a time."""
+
+    max_concurrent: int | None = None
+    total_completions: int | None = None
+
+
+class GlobalJob(Spec, frozen=True, kw_only=True):
+    """One task on each node that fits runs to its end."""
+
+
 class ServiceMode(Spec, frozen=True, kw_only=True):
-    """Exactly one is set; this version runs replicated services."""
+    """Exactly one is set; none means one replica."""
 
     replicated: Replicated | None = None
+    global_: Global | None = msgspec.field(default=None, name="Global")
+    replicated_job: ReplicatedJob | None = None
+    global_job: GlobalJob | None = None
+
+    @property
+    def name(self) -> ModeName:
+        """As `docker service create --mode` has it."""
+        if self.global_ is not None:
+            return "global"
+        if self.replicated_job is not None:
+            return "replicated-job"
+        return "global-job" if self.global_job is not None else "replicated"
 
 
 class UpdateConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
@@ -167,8 +197,25 @@ class ServiceSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def replicas(self) -> int:
-        """The copies wanted."""
+        """The copies wanted of a replicated service."""
         return self.mode.replicated.replicas if self.mode.replicated else 1
+
+    @property
+    def is_job(self) -> bool:
+        """Its tasks run to an end, and that is that."""
+        return self.mode.replicated_job is not None or self.mode.global_job is not None
+
+    @property
+    def is_global(self) -> bool:
+        """Its tasks are numbered by nodes, not by slots."""
+        return self.mode.global_ is not None or self.mode.global_job is not None
+
+    @property
+    def completions(self) -> tuple[int, int]:
+        """Of a replicated job: the tasks at a time, and how many have to complete."""
+        job = self.mode.replicated_job or ReplicatedJob()
+        at_once = 1 if job.max_concurrent is None else job.max_concurrent
+        return at_once, at_once if job.total_completions is None else job.total_completions
 
 
 Scheduler = Literal["rr", "source", "maglev", "lc"]
@@ -190,14 +237,35 @@ class VIP(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[Interface, ...]
 
 
+UpdateState = Literal["updating", "paused", "completed", "rollback_started", "rollback_paused", "rollback_completed"]
+
+
+class UpdateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the last change of a service's tasks goes."""
+
+    state: UpdateState
+    message: str
+    started: float  # unix seconds
+    completed: float = 0.0
+
+
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A service. `ports` and `vips` are the allocator's, `spec` the user's."""
+    """A service. `ports` and `vips` are the allocator's, `update_status` the updater's, `spec` the user's.
+
+    Each specification that makes tasks has a number; going back to an earlier specification goes back to its number, so
+    that tasks of it that still run are right again.
+    """
 
     id: ServiceID
     spec: ServiceSpec
     version: int = 0
-    spec_version: int = 0  # grows when tasks must be replaced: task template or endpoint spec changed
+    spec_version: int = 0  # the number of `spec`: another one when tasks must be replaced
     previous_spec: ServiceSpec | None = None
+    previous_version: int = 0  # the number of `previous_spec`
+    last_version: int = 0  # the highest number given out
+    update_status: UpdateStatus | None = None
+    iteration: int = 0  # of a job: how often it was started anew
+    executed: float = 0.0  # when the present iteration of a job began, unix seconds
     created: float = 0.0
     updated: float = 0.0
     ports: tuple[PortConfig, ...] = ()  # with real published ports

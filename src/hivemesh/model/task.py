@@ -74,6 +74,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()  # copied from the service's allocated ports
     attachments: tuple[Attachment, ...] = ()  # ingress first, then as the spec lists them
     start_after: float = 0.0  # unix seconds; a restarted slot waits for its delay
+    started: float = 0.0  # when it was first reported running, unix seconds
+    iteration: int = 0  # of the job it belongs to
     container: str = ""  # of an attachment: the name of the plain container that joins the networks of `spec`
 
     @property
@@ -83,8 +85,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Docker's container name of the task: `web.1.<task id>`; a plain container has its own."""
-        return self.container or f"{self.service_name}.{self.slot}.{self.id}"
+        """Docker's container name of the task: `web.1.<task id>`, with the node's id where there is no slot; a plain
+        container has its own.
+        """
+        return self.container or f"{self.service_name}.{self.slot or self.node_id or 0}.{self.id}"
+
+    @property
+    def placed(self) -> bool:
+        """Its node was told of it, or is about to be. A task of a global service has a node before that."""
+        return self.node_id is not None and self.status.state >= TaskState.ASSIGNED
 
     @property
     def wanted(self) -> bool:
@@ -99,4 +108,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     def with_report(self, report: TaskStatus) -> "Task":
         """The task after `report`; a report of an earlier state changes nothing."""
-        return msgspec.structs.replace(self, status=report) if report.state >= self.status.state else self
+        if report.state < self.status.state:
+            return self
+        started = self.started or (report.timestamp if report.state == TaskState.RUNNING else 0.0)
+        return msgspec.structs.replace(self, status=report, started=started)

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import msgspec
 import pytest
-from world import World, publish, spec
+from world import World, job, publish, spec
 
 from hivemesh.control import networks, nodes, services
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unsupported
@@ -91,8 +91,13 @@ def limited(**fields: int) -> ServiceSpec:
         (spec(restart=RestartPolicy(max_attempts=-1)), Invalid, "restart-maxattempts cannot be negative"),
         (spec(update=UpdateConfig(parallelism=-1)), Invalid, "UpdateConfig: parallelism cannot be negative"),
         (spec(update=UpdateConfig(max_failure_ratio=2)), Invalid, "bigger than 1"),
-        (spec(update=UpdateConfig(order="start-first")), Unsupported, "start-first is not supported yet"),
-        (spec(update=UpdateConfig(failure_action="rollback")), Unsupported, "failure action rollback"),
+        (job(update_config=UpdateConfig()), Invalid, "Jobs may not have an update config"),
+        (job(3, -1), Invalid, "TotalCompletions: -1 is out of range"),
+        (
+            msgspec.structs.replace(spec(), rollback_config=UpdateConfig(failure_action="rollback")),
+            Invalid,
+            "a rollback that fails is not rolled back",
+        ),
         (container(env=("=x",)), Invalid, "invalid environment variable '=x'"),
         (container(mounts=(Mount(target=""),)), Invalid, "mount target must be provided"),
         (container(mounts=(Mount(target="/a"), Mount(target="/a"))), Invalid, "duplicate mount point: /a"),

@@ -17,10 +17,12 @@ from hivemesh.model.node import Node, NodeDescription, NodeSpec
 from hivemesh.model.service import (
     ContainerSpec,
     EndpointSpec,
+    Global,
     NetworkAttachmentConfig,
     Placement,
     PortConfig,
     Replicated,
+    ReplicatedJob,
     RestartPolicy,
     Service,
     ServiceMode,
@@ -64,6 +66,17 @@ def spec(
         endpoint_spec=EndpointSpec(mode="dnsrr" if mode == "dnsrr" else "vip", ports=tuple(ports)),
         update_config=update,
     )
+
+
+def job(at_once: int = 1, total: int | None = None, **changes: object) -> ServiceSpec:
+    """A replicated job."""
+    mode = ServiceMode(replicated_job=ReplicatedJob(max_concurrent=at_once, total_completions=total))
+    return msgspec.structs.replace(spec("job"), **{"mode": mode, **changes})
+
+
+def everywhere(name: str = "web", **changes: object) -> ServiceSpec:
+    """A global service."""
+    return msgspec.structs.replace(spec(name), mode=ServiceMode(global_=Global()), **changes)
 
 
 def publish(port: int, target: int = 80, *, protocol: str = "tcp", mode: str = "ingress") -> PortConfig:

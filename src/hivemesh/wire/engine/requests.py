@@ -13,11 +13,7 @@ from hivemesh.wire.engine import strict
 
 OVERLAY = "overlay"
 
-MODES = {
-    "Global": "global",
-    "ReplicatedJob": "replicated-job",
-    "GlobalJob": "global-job",
-}
+MODES = ("Replicated", "Global", "ReplicatedJob", "GlobalJob")
 
 
 class SwarmInit(Spec, frozen=True, kw_only=True):
@@ -112,12 +108,9 @@ def service_spec(body: Any) -> ServiceSpec:
     body = dict(body)
     mode = strict.pick(body, "Mode")
     if isinstance(mode, dict):
-        given = [name for name in ("Replicated", *MODES) if strict.pick(mode, name) is not None]
+        given = [name for name in MODES if strict.pick(mode, name) is not None]
         if len(given) > 1:
             raise Invalid("must specify only one service mode")
-        for name in given:
-            if name in MODES:
-                raise Unsupported(f"service mode {MODES[name]} is not supported yet: use a replicated service")
     networks = next((body.pop(key) for key in list(body) if key.lower() == "networks"), None)
     template = strict.pick(body, "TaskTemplate")
     if networks and isinstance(template, dict) and not strict.pick(template, "Networks"):
