@@ -25,7 +25,6 @@ from hivemesh.wire.dnsanswer import (
     Asked,
     code_of,
     fitted,
-    kept_form,
     read_query,
     read_records,
 )
@@ -106,34 +105,27 @@ class Forwarder:
             self._look()
         known = self._known.get(sandbox.id)
         upstreams = known[1] if known is not None and known[0] is sandbox else self._upstreams(sandbox)
-        exact = upstreams.tag + query[2:]
         if not tcp:
-            ready = self._cache.ready.get(exact)
+            ready = self._cache.ready.get(upstreams.tag + query[2:])
             if ready is not None and now < ready[1]:
                 return query[:2] + ready[0]
         asked = read_query(query)
-        if asked is None or not asked.common:
-            return None
-        found = self._cache.find(upstreams.tag + asked.key)
-        if found is None:
-            return None
-        answer = fitted(found[0], query, asked, tcp=tcp)
-        if asked.bare and not tcp:
-            self._cache.prepare(exact, answer[2:], found[1])
-        return answer
+        return None if asked is None else self._kept(query, asked, upstreams, tcp=tcp)
 
     async def ask(self, query: bytes, *, tcp: bool, sandbox: Sandbox) -> bytes | None:
         """The answer of the first server that has one, with the query's id and its question as it is written there.
 
         None when the question cannot be passed on or nobody answered: SERVFAIL.
         """
-        cached = self.cached(query, sandbox, tcp=tcp)
-        if cached is not None:
-            return cached
+        if self._now() >= self._look_at:
+            self._look()
         upstreams = self._upstreams(sandbox)
         asked = read_query(query)
         if asked is None or not upstreams.servers:
             return None
+        kept = self._kept(query, asked, upstreams, tcp=tcp)
+        if kept is not None:
+            return kept
         key = upstreams.tag + asked.key
         if self._cache.failed(key):
             return None
@@ -172,6 +164,18 @@ class Forwarder:
             server.close()
         await asyncio.gather(*self._flights.values())
 
+    def _kept(self, query: bytes, asked: Asked, upstreams: _Upstreams, *, tcp: bool) -> bytes | None:
+        """The answer that is kept, made ready for the next of the same writing."""
+        if not asked.common:
+            return None
+        found = self._cache.find(upstreams.tag + asked.key)
+        if found is None:
+            return None
+        answer = fitted(found[0], query, asked, tcp=tcp)
+        if asked.bare and not tcp:
+            self._cache.prepare(upstreams.tag + query[2:], answer[2:], found[1])
+        return answer
+
     async def _shared(self, key: bytes, query: bytes, asked: Asked, tcp: bool, upstreams: _Upstreams) -> _Found | None:
         """Ask, or wait with those who ask the same already."""
         name = (tcp, asked.limit, key)
@@ -186,7 +190,7 @@ class Forwarder:
         failed = False
         for left, server in zip(range(len(servers) - 1, -1, -1), servers, strict=True):
             try:
-                answer = await server.ask(query, tcp=tcp, others=failed or left > 0)
+                answer = await server.ask(query, asked.end, tcp=tcp, others=failed or left > 0)
             except Unanswered as error:
                 self._log.warning(f"unanswered {server}", "%s", error)
                 continue
@@ -196,8 +200,7 @@ class Forwarder:
                 continue
             if not asked.common:
                 return _Found(query, answer, answer)
-            self._cache.keep(key, answer, records)
-            return _Found(query, answer, kept_form(answer, records)[0])
+            return _Found(query, answer, self._cache.keep(key, answer, records))
         if asked.common:
             self._cache.fail(key)
         return None

@@ -16,7 +16,7 @@ from typing import cast
 from hivemesh.kernel.sockets import inside
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import Unavailable
-from hivemesh.wire.dnsanswer import answers, folded_question, question_end
+from hivemesh.wire.dnsanswer import answers, folded_question
 
 PATIENCE = 4.0
 """Seconds for a server's answer (Docker)."""
@@ -81,10 +81,10 @@ class Server:
         """Whether others should be asked first."""
         return self._now() < self._avoid_until
 
-    async def ask(self, query: bytes, *, tcp: bool, others: bool) -> bytes:
-        """The answer, with an id that means nothing. `others`: there is someone else to ask, so waiting may be short.
+    async def ask(self, query: bytes, end: int, *, tcp: bool, others: bool) -> bytes:
+        """The answer, with an id that means nothing. The question ends at `end`.
 
-        Raises `Unanswered`.
+        `others`: there is someone else to ask, so waiting may be short. Raises `Unanswered`.
         """
         if self._closed:
             raise Unanswered(f"{self} is no longer asked")
@@ -95,9 +95,9 @@ class Server:
             self._idle = asyncio.get_running_loop().call_later(IDLE, self._close_if_idle)
         try:
             if tcp:
-                answer = await self._ask_by_tcp(query, patience)
+                answer = await self._ask_by_tcp(query, end, patience)
             else:
-                answer = await self._ask_by_udp(query, patience)
+                answer = await self._ask_by_udp(query, end, patience)
         except TimeoutError:
             # it may answer others and only this question takes long: then it is not silent
             if self._answered == answered:
@@ -139,20 +139,16 @@ class Server:
 
     # --- UDP ------------------------------------------------------------------------------------------------------
 
-    async def _ask_by_udp(self, query: bytes, patience: float) -> bytes:
+    async def _ask_by_udp(self, query: bytes, end: int, patience: float) -> bytes:
         port = self._pick_port()
-        loop = asyncio.get_running_loop()
-        waiting = port.send(query)
-        timers = [loop.call_later(patience, _give_up, waiting.answer)]
-        if patience > RESEND:
-            timers.append(loop.call_later(RESEND, port.send_again, waiting))
+        waiting = port.send(query, end)
+        waiting.wait(patience, port)
         try:
             return await waiting.answer
         finally:
-            for timer in timers:
-                timer.cancel()
+            waiting.stop()
             port.forget(waiting)
-            if port in self._retired and not port.busy:
+            if self._retired and port in self._retired and not port.busy:
                 self._retired.discard(port)
                 port.close()
 
@@ -206,7 +202,7 @@ class Server:
 
     # --- TCP ------------------------------------------------------------------------------------------------------
 
-    async def _ask_by_tcp(self, query: bytes, patience: float) -> bytes:
+    async def _ask_by_tcp(self, query: bytes, end: int, patience: float) -> bytes:
         async with asyncio.timeout(patience):
             while True:
                 async with self._dialling:
@@ -215,7 +211,7 @@ class Server:
                     if stream is None or not stream.open:
                         stream = self._stream = await self._dial()
                 try:
-                    return await stream.ask(query)
+                    return await stream.ask(query, end)
                 except ConnectionError:
                     if not reused:  # a server may close what it thinks is idle just when we ask (RFC 7766, 6.2.4)
                         raise
@@ -241,19 +237,35 @@ class Server:
 class _Waiting:
     """A question on its way."""
 
-    __slots__ = ("answer", "end", "folded", "id", "packet")
+    __slots__ = ("_loop", "_port", "_rest", "_timer", "answer", "end", "folded", "id", "packet")
 
-    def __init__(self, query: bytes, ident: int, answer: "asyncio.Future[bytes]") -> None:
+    def __init__(self, query: bytes, end: int, ident: int) -> None:
+        self._loop = asyncio.get_running_loop()
         self.id = ident
         self.packet = ident.to_bytes(2) + query[2:]
-        self.end = question_end(query)
-        self.folded = folded_question(query, self.end)
-        self.answer = answer
+        self.end = end
+        self.folded = folded_question(query, end)
+        self.answer: asyncio.Future[bytes] = self._loop.create_future()
 
+    def wait(self, patience: float, port: "_Port") -> None:
+        """Send it once more after a while, and give up in the end."""
+        self._port = port
+        first = min(RESEND, patience)
+        self._rest = patience - first
+        self._timer = self._loop.call_later(first, self._late)
 
-def _give_up(answer: "asyncio.Future[bytes]") -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError())
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _late(self) -> None:
+        if self.answer.done():
+            return
+        if self._rest <= 0:
+            self.answer.set_exception(TimeoutError())
+            return
+        self._port.send_again(self)
+        self._timer = self._loop.call_later(self._rest, self._late)
+        self._rest = 0.0
 
 
 class _Questions:
@@ -266,13 +278,13 @@ class _Questions:
     def busy(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, query: bytes) -> _Waiting:
+    def add(self, query: bytes, end: int) -> _Waiting:
         if len(self._waiting) > 32768:
             raise OSError("too many questions are unanswered")
         ident = int.from_bytes(os.urandom(2))
         while ident in self._waiting:
             ident = int.from_bytes(os.urandom(2))
-        waiting = _Waiting(query, ident, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(query, end, ident)
         self._waiting[ident] = waiting
         return waiting
 
@@ -300,8 +312,8 @@ class _Port(_Questions):
         self._sock = sock
         asyncio.get_running_loop().add_reader(sock, self._read)
 
-    def send(self, query: bytes) -> _Waiting:
-        waiting = self.add(query)
+    def send(self, query: bytes, end: int) -> _Waiting:
+        waiting = self.add(query, end)
         try:
             self._sock.send(waiting.packet)
         except BlockingIOError:  # no room: as if lost on the way
@@ -316,9 +328,8 @@ class _Port(_Questions):
         return waiting
 
     def send_again(self, waiting: _Waiting) -> None:
-        if not waiting.answer.done():
-            with contextlib.suppress(OSError):
-                self._sock.send(waiting.packet)
+        with contextlib.suppress(OSError):
+            self._sock.send(waiting.packet)
 
     def _read(self) -> None:
         for _ in range(BATCH):
@@ -353,10 +364,10 @@ class _Stream(_Questions, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    async def ask(self, query: bytes) -> bytes:
+    async def ask(self, query: bytes, end: int) -> bytes:
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the connection was closed")
-        waiting = self.add(query)
+        waiting = self.add(query, end)
         self._transport.write(len(waiting.packet).to_bytes(2) + waiting.packet)
         try:
             return await waiting.answer
