@@ -20,7 +20,7 @@ from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Kind
 from hivemesh.dataplane.links import Outer, Step, compare, left_over, loopback
 from hivemesh.dataplane.ownership import is_left_over, is_our_link, is_our_namespace
 from hivemesh.dataplane.plumbing import Plumber
-from hivemesh.dataplane.suspicion import EVERYTHING, LINK, SYSCTL, WantedKeys, contradicts, stranger
+from hivemesh.dataplane.suspicion import EVERYTHING, IPVS, LINK, SYSCTL, WantedKeys, contradicts, stranger
 from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
 from hivemesh.kernel.linux import Linux
 from hivemesh.kernel.monitor import NFT, Change
@@ -209,6 +209,8 @@ class Applier:
         for table in plan.tables:
             found += self._linux.table_differences(plan.namespace, table)
         found += [f"nft {family} {name} is too much" for family, name in unwanted_tables(plan, tables)]
+        if plan.namespace != HOST:
+            found += self._linux.ipvs_differences(plan.namespace, plan.ipvs)
         return [f"{where}: {text}" for text in found]
 
     # --- namespaces
@@ -262,10 +264,11 @@ class Applier:
         held.coming = plan
         try:
             if fresh:  # nothing is in it yet: save the look
-                doubtful = {LINK, SYSCTL, NFT}
+                doubtful = {LINK, SYSCTL, NFT, IPVS}
                 for delta in held.deltas.values():
                     delta.believe(())
             door = self._linux.door(plan.namespace)
+            lack = self._linux.ipvs_missing() if plan.ipvs and IPVS in doubtful else ""  # its settings come with it
             early, late = settings_by_time(plan)
             self._settings(held, plan, early, doubtful, tally)
             if LINK in doubtful or held.plan is None or held.plan.links != plan.links:
@@ -275,6 +278,10 @@ class Applier:
                 held.indices = {name: link.index for name, link in links.items()}
             self._settings(held, plan, late, doubtful, tally)
             self._entries(held, plan, door, doubtful, tally)
+            if lack:
+                tally.fail(IPVS, lack)
+            else:
+                self._ipvs(held, plan, doubtful, tally)
             self._tables(held, plan, doubtful, tally)
         except BaseException:
             held.doubt()
@@ -407,6 +414,25 @@ class Applier:
         refused = {id(failure.message) for failure in failures}
         tally.changed += len(removals) - len(refused)
         return [removal for removal in removals if id(removal[0]) not in refused]
+
+    # --- IPVS
+
+    def _ipvs(self, held: Held, plan: NamespacePlan, doubtful: set[str], tally: Tally) -> None:
+        """Before the tables, whose marks lead there. In the host IPVS is other people's: Kubernetes', say."""
+        before = held.plan.ipvs if held.plan is not None else ()
+        if plan.namespace == HOST or (IPVS not in doubtful and before == plan.ipvs):
+            return
+        try:
+            done = self._linux.ensure_ipvs(plan.namespace, plan.ipvs, None if IPVS in doubtful else before)
+        except OSError as error:
+            if plan.ipvs:
+                tally.fail(IPVS, error.strerror or str(error))
+            return
+        tally.changed += len(done.changed)
+        for text in done.failed:
+            tally.fail(IPVS, text)
+        if before == plan.ipvs and held.plan is not None and IPVS not in held.failing:
+            tally.repaired += done.changed
 
     # --- nftables
 

@@ -16,8 +16,8 @@ from hivemesh.wire.rtnetlink import (
     RuleSeen,
 )
 
-LINK, SYSCTL = "link", "sysctl"
-EVERYTHING = frozenset({LINK, SYSCTL, NFT, *(kind.name for kind in (ADDRESS, NEIGHBOR, FDB, ROUTE, RULE))})
+LINK, SYSCTL, IPVS = "link", "sysctl", "ipvs"
+EVERYTHING = frozenset({LINK, SYSCTL, NFT, IPVS, *(kind.name for kind in (ADDRESS, NEIGHBOR, FDB, ROUTE, RULE))})
 """The names of what can be doubted."""
 _LOST_WITH_LINK = frozenset({LINK, SYSCTL, NFT, ADDRESS.name, NEIGHBOR.name, ROUTE.name})
 """What goes when a link goes down; a VXLAN device keeps its permanent entries."""

@@ -120,6 +120,30 @@ class FdbEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A backend of an IPVS service. Weight 0: no new connections."""
+
+    address: Address
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualService:
+    """An IPVS service: packets of `family` that carry `mark` go to its destinations, their port kept.
+
+    A destination that is wanted no more gets weight 0, so that its connections live on, and goes when it has none; with
+    `linger` false (UDP, which knows no connections) it goes at once.
+    """
+
+    family: int  # socket.AF_INET or AF_INET6
+    mark: int
+    scheduler: str  # the kernel's name: wrr, wlc, sh, mh
+    flags: int = 0  # IP_VS_SVC_F_…
+    linger: bool = True
+    destinations: tuple[Destination, ...] = ()  # in the order in which they are added
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamespacePlan:
     """Everything we want in one namespace. In the host only what carries our mark is ours to remove."""
 
@@ -133,3 +157,4 @@ class NamespacePlan:
     fdb: frozenset[FdbEntry] = frozenset()
     sysctls: Mapping[str, str] = field(default_factory=dict)  # "net/ipv4/ip_forward" -> "1"
     tables: tuple[Table, ...] = ()
+    ipvs: tuple[VirtualService, ...] = ()

@@ -1,8 +1,9 @@
 """Everything the layers above ask of Linux, as one object that tests can put another in front of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from hivemesh.kernel import netns, nft, rtnl, sysctl
+from hivemesh.kernel import ipvs, netns, nft, rtnl, sysctl
+from hivemesh.kernel.api import VirtualService
 from hivemesh.wire.nft import Table
 
 
@@ -60,3 +61,17 @@ class Linux:
 
     def table_differences(self, namespace: str, table: Table) -> list[str]:
         return nft.differences(namespace, table)
+
+    # --- IPVS
+
+    def ensure_ipvs(
+        self, namespace: str, wanted: Sequence[VirtualService], before: Sequence[VirtualService] | None
+    ) -> ipvs.Done:
+        return ipvs.ensure(namespace, wanted, before)
+
+    def ipvs_differences(self, namespace: str, wanted: Sequence[VirtualService]) -> list[str]:
+        return ipvs.differences(namespace, wanted)
+
+    def ipvs_missing(self) -> str:
+        """What to do where there is no IPVS; the question loads its module where there is one."""
+        return ipvs.missing()

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 
 from hivemesh.kernel.netns import call_inside
 
-_OPTIONAL = "net/bridge/"
-"""Exists only while the module br_netfilter is loaded; without it bridged packets meet no rules anyway."""
+_OPTIONAL = ("net/bridge/", "net/ipv4/vs/")
+"""Exist only while a module is loaded: without br_netfilter bridged packets meet no rules anyway, and that IPVS is
+missing is told once, by itself."""
 
 
 def _read(key: str) -> str | None:

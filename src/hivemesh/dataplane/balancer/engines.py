@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from hivemesh.dataplane.balancer.api import Balanced, Balancer, Part
+from hivemesh.dataplane.balancer.ipvs import Ipvs
 from hivemesh.dataplane.balancer.nftables import Nftables
 from hivemesh.model.service import Balance
 
 Engine = Literal["nftables", "ipvs"]
 BASE: Engine = "nftables"
 """Asked also when it has nothing to balance: it keeps connections in `ingress_sbox` from beginning on the overlay."""
-ENGINES: Mapping[str, Balancer] = {BASE: Nftables()}
+ENGINES: Mapping[str, Balancer] = {BASE: Nftables(), "ipvs": Ipvs()}
 
 B = TypeVar("B", bound=Balanced)
 
@@ -28,4 +29,8 @@ def joined(parts: Sequence[Part]) -> Part:
     sysctls: dict[str, str] = {}
     for part in parts:
         sysctls |= part.sysctls
-    return Part(tables=tuple(table for part in parts for table in part.tables), sysctls=sysctls)
+    return Part(
+        tables=tuple(table for part in parts for table in part.tables),
+        sysctls=sysctls,
+        ipvs=tuple(service for part in parts for service in part.ipvs),
+    )

@@ -47,4 +47,5 @@ def plan_ingress(network: NetworkItem, facts: HostFacts, publishes: Iterable[Pub
         }
         | dict(part.sysctls),
         tables=part.tables,
+        ipvs=part.ipvs,
     )

@@ -114,6 +114,7 @@ def plan_sandbox(
         neighbors=frozenset(neighbors),
         sysctls=sysctls | dict(vips.sysctls),
         tables=tables,
+        ipvs=vips.ipvs,
     )
 
 
