@@ -1,6 +1,7 @@
 """`hivemesh network`: networks that span the swarm."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
@@ -101,21 +102,18 @@ async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -
       hivemesh network ls --filter driver=overlay
     """
     found = await client.get("/networks", query(filters))
-    if quiet:
-        output.ids(value["Id"] for value in found)
-        return
     found.sort(key=lambda value: value["Name"])
-    rows = [
-        {
-            "ID": value["Id"] if form == "json" else value["Id"][:12],
-            "Name": value["Name"],
-            "Driver": value["Driver"],
-            "Scope": value["Scope"],
-            "Subnets": ", ".join(entry.get("Subnet", "") for entry in (value.get("IPAM") or {}).get("Config") or []),
-        }
-        for value in found
-    ]
-    output.rows(COLUMNS, rows, form)
+    output.listing(COLUMNS, found, lambda value: _row(value, form), quiet=quiet, form=form, key="Id")
+
+
+def _row(value: dict[str, Any], form: str) -> dict[str, Any]:
+    return {
+        "ID": value["Id"] if form == "json" else value["Id"][:12],
+        "Name": value["Name"],
+        "Driver": value["Driver"],
+        "Scope": value["Scope"],
+        "Subnets": ", ".join(entry.get("Subnet", "") for entry in (value.get("IPAM") or {}).get("Config") or []),
+    }
 
 
 @network.command()

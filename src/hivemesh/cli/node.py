@@ -39,12 +39,9 @@ async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -
       hivemesh node ls --filter role=worker --format json
     """
     found = await client.get("/nodes", query(filters))
-    if quiet:
-        output.ids(value["ID"] for value in found)
-        return
     own = (await client.get("/info"))["Swarm"]["NodeID"]
     found.sort(key=lambda value: value["Description"]["Hostname"])
-    output.rows(COLUMNS, [_row(value, own, form) for value in found], form)
+    output.listing(COLUMNS, found, lambda value: _row(value, own, form), quiet=quiet, form=form)
 
 
 def _row(value: dict[str, Any], own: str, form: str) -> dict[str, Any]:

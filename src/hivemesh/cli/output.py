@@ -44,6 +44,22 @@ def rows(columns: Mapping[str, str], values: Sequence[Mapping[str, Any]], form: 
         click.echo((" " * GAP).join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def listing(
+    columns: Mapping[str, str],
+    found: Iterable[Mapping[str, Any]],
+    row: Callable[[Any], Mapping[str, Any]],
+    *,
+    quiet: bool,
+    form: str,
+    key: str = "ID",
+) -> None:
+    """What the API found as rows, each made by `row`; `quiet`: as ids only, which stand under `key`."""
+    if quiet:
+        ids(value[key] for value in found)
+    else:
+        rows(columns, [row(value) for value in found], form)
+
+
 def document(value: Any, form: str = "table") -> None:
     """An object as indented JSON, or with `json` in one line."""
     encoded = msgspec.json.encode(value)

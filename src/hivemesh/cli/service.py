@@ -1,6 +1,7 @@
 """`hivemesh service`: what the swarm runs."""
 
 import asyncio
+import copy
 from typing import Any
 
 import click
@@ -13,6 +14,12 @@ from hivemesh.model.errors import Invalid
 
 COLUMNS = {"ID": "ID", "Name": "NAME", "Mode": "MODE", "Replicas": "REPLICAS", "Image": "IMAGE", "Ports": "PORTS"}
 
+MODES: dict[str, dict[str, Any]] = {
+    "replicated": {"Replicated": {"Replicas": 1}},
+    "global": {"Global": {}},
+    "replicated-job": {"ReplicatedJob": {}},
+    "global-job": {"GlobalJob": {}},
+}
 detach_option = click.option("-d", "--detach", is_flag=True, help="Return at once instead of waiting for the tasks.")
 still_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 
@@ -25,7 +32,10 @@ def service() -> None:
 @service.command(context_settings={"allow_interspersed_args": False})
 @click.option("--name", default="", help="Name of the service (default: one is made up).")
 @click.option(
-    "--mode", type=click.Choice(["replicated", "global"]), default="replicated", help="How many, or one per node."
+    "--mode",
+    type=click.Choice(list(MODES)),
+    default="replicated",
+    help="How many, or one per node; jobs run to an end.",
 )
 @shared_options
 @click.option(
@@ -77,13 +87,13 @@ async def create(
       hivemesh service create --name db --network name=backend,alias=sql --constraint node.labels.disk==ssd postgres:16
       hivemesh service create --name api --network backend --endpoint-mode dnsrr --health-cmd 'curl -f localhost' my/api
       hivemesh service create --publish published=53,target=53,protocol=udp,mode=host my/dns -v
+      hivemesh service create --mode replicated-job --replicas 10 --max-concurrent 2 my/convert
+      hivemesh service create --update-order start-first --update-failure-action rollback my/web
     """
-    if mode == "global" and shared["replicas"] is not None:
-        raise Invalid("--replicas is for replicated services; a global one has a task on each node")
     spec: dict[str, Any] = {
         "Name": name,
         "Labels": values.pairs(label),
-        "Mode": {"Global": {}} if mode == "global" else {"Replicated": {"Replicas": 1}},
+        "Mode": copy.deepcopy(MODES[mode]),
         "TaskTemplate": {
             "ContainerSpec": {
                 "Image": image,
@@ -123,11 +133,8 @@ async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -
       hivemesh service ls --filter name=web --format json
     """
     found = await client.get("/services", query(filters, status="true"))
-    if quiet:
-        output.ids(value["ID"] for value in found)
-        return
     found.sort(key=lambda value: value["Spec"]["Name"])
-    output.rows(COLUMNS, [_row(value, form) for value in found], form)
+    output.listing(COLUMNS, found, lambda value: _row(value, form), quiet=quiet, form=form)
 
 
 def _row(value: dict[str, Any], form: str) -> dict[str, Any]:
@@ -221,7 +228,9 @@ async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, .
     async def change(ref: str) -> str:
         value = await client.get(f"/services/{ref}")
         spec = value["Spec"]
-        spec["Mode"] = {"Replicated": {"Replicas": wanted[ref]}}
+        if "Replicated" not in spec["Mode"] and "ReplicatedJob" not in spec["Mode"]:
+            raise Invalid(f"{ref}: scale can only be used with replicated or replicated-job mode")
+        servicespec.apply_mode(spec["Mode"], wanted[ref])
         await client.post(f"/services/{value['ID']}/update", spec, {"version": value["Version"]["Index"]})
         identifiers.append(value["ID"])
         return f"{ref} scaled to {wanted[ref]}"
