@@ -19,6 +19,8 @@ STABLE = 1.0
 """Seconds that all tasks must stay up before a service counts as converged."""
 
 TERMINAL = {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
+UNWANTED = TERMINAL - {"complete"}
+"""Desired states; a job's tasks should become complete."""
 RANK = {
     state: rank
     for rank, state in enumerate(
@@ -33,34 +35,47 @@ class UpdatePaused(HivemeshError):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Where a service is: per slot the state of its current task and what went wrong last."""
+    """Where a service is: per slot (or node) the state of its current task and what went wrong last."""
 
     wanted: int
-    slots: Mapping[int, tuple[str, str]]
+    slots: Mapping[str, tuple[str, str]]
+    goal: str = "running"  # of a job: "complete"
 
     @property
-    def running(self) -> int:
-        return sum(state == "running" for state, _ in self.slots.values())
+    def reached(self) -> int:
+        return sum(state == self.goal for state, _ in self.slots.values())
 
     @property
     def converged(self) -> bool:
-        return self.running == self.wanted and len(self.slots) == self.wanted
+        return self.wanted == self.reached and len(self.slots) == self.wanted
+
+    @property
+    def text(self) -> str:
+        return f"{self.reached} of {self.wanted} tasks {self.goal}"
 
 
 def picture(service: Mapping[str, Any], tasks: list[dict[str, Any]], down: set[str]) -> Picture:
     """Of the up-to-date `tasks` of a service, not counting those on nodes that are down."""
-    current: dict[int, dict[str, Any]] = {}
-    errors: dict[int, str] = {}
+    mode = service["Spec"]["Mode"]
+    iteration = service.get("JobStatus", {}).get("JobIteration")
+    current: dict[str, dict[str, Any]] = {}
+    errors: dict[str, str] = {}
     for task in sorted(tasks, key=lambda task: str(task["CreatedAt"])):
-        slot = task["Slot"]
+        if task.get("JobIteration") != iteration:
+            continue
+        slot = f"{task['Slot']:>2}" if "Slot" in task and "GlobalJob" not in mode else task.get("NodeID", "")
         if error := task["Status"].get("Err"):
             errors[slot] = error
-        if task["DesiredState"] not in TERMINAL and task.get("NodeID") not in down:
+        if task["DesiredState"] not in UNWANTED and task.get("NodeID") not in down:
             best = current.get(slot)
             if best is None or _rank(task) < _rank(best):
                 current[slot] = task
     slots = {slot: (task["Status"]["State"], errors.get(slot, "")) for slot, task in current.items()}
-    return Picture(service["Spec"]["Mode"]["Replicated"]["Replicas"], slots)
+    if "Replicated" in mode:
+        return Picture(mode["Replicated"]["Replicas"], slots)
+    if "ReplicatedJob" in mode:
+        return Picture(mode["ReplicatedJob"]["TotalCompletions"], slots, "complete")
+    return Picture(len(slots), slots, "complete" if "GlobalJob" in mode else "running")
 
 
 def _rank(task: Mapping[str, Any]) -> int:
@@ -122,7 +137,7 @@ class Lines(Silent):
 
     def show(self, seen: Picture, note: str) -> None:
         problems = sorted({error for _, error in seen.slots.values() if error})
-        text = f"{seen.running} of {seen.wanted} tasks running"
+        text = seen.text
         text += f": {note}" if note else f"; {problems[0]}" if problems and not seen.converged else ""
         if text != self._last:
             click.echo(text, err=True)
@@ -151,11 +166,11 @@ class Live(Silent):
     def show(self, seen: Picture, note: str) -> None:
         from rich.text import Text
 
-        text = Text(f"{seen.running} of {seen.wanted} tasks running")
+        text = Text(seen.text)
         text.append(f": {note}" if note else "", style="green" if note == "converged" else "dim")
         if seen.wanted <= self.LIMIT:
             for slot, (state, error) in sorted(seen.slots.items()):
-                text.append(f"\n  {slot:>2}  ")
-                text.append(f"{state:<10}", style="green" if state == "running" else "yellow")
-                text.append(f" {error}" if error and state != "running" else "", style="red")
+                text.append(f"\n  {slot}  ")
+                text.append(f"{state:<10}", style="green" if state == seen.goal else "yellow")
+                text.append(f" {error}" if error and state != seen.goal else "", style="red")
         self._block.update(text, refresh=True)

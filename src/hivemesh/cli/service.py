@@ -140,12 +140,18 @@ async def ls(client: Client, filters: tuple[str, ...], quiet: bool, form: str) -
 def _row(value: dict[str, Any], form: str) -> dict[str, Any]:
     status = value["ServiceStatus"]
     most = value["Spec"]["TaskTemplate"]["Placement"].get("MaxReplicas")
+    done = ""
+    if "JobStatus" in value:
+        total = value["Spec"]["Mode"].get("ReplicatedJob", {}).get("TotalCompletions")
+        of = status["DesiredTasks"] + status["CompletedTasks"] if total is None else total
+        done = f" ({status['CompletedTasks']}/{of} completed)"
     ports = [port for port in value["Endpoint"]["Ports"] if port["PublishMode"] == "ingress"]
     return {
         "ID": value["ID"] if form == "json" else value["ID"][:12],
         "Name": value["Spec"]["Name"],
-        "Mode": "replicated",
-        "Replicas": f"{status['RunningTasks']}/{status['DesiredTasks']}" + (f" (max {most} per node)" if most else ""),
+        "Mode": next(name for name, mode in MODES.items() if mode.keys() == value["Spec"]["Mode"].keys()),
+        "Replicas": f"{status['RunningTasks']}/{status['DesiredTasks']}"
+        + (f" (max {most} per node)" if most else done),
         "Image": value["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"],
         "Ports": ", ".join(f"*:{port['PublishedPort']}->{port['TargetPort']}/{port['Protocol']}" for port in ports),
     }

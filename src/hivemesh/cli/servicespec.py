@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hivemesh.cli import values
-from hivemesh.model.errors import NotFound
+from hivemesh.model.errors import Invalid, NotFound
 
 CONDITIONS = click.Choice(["none", "on-failure", "any"])
 Json = dict[str, Any]
@@ -15,6 +15,20 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def option(*names: str, **settings: Any) -> Decorator:
     return click.option(*names, **settings)
+
+
+def rollout_options(kind: str, actions: tuple[str, ...]) -> tuple[Decorator, ...]:
+    """How an update, or a rollback, replaces tasks."""
+    return (
+        option(f"--{kind}-parallelism", type=click.IntRange(0), metavar="N", help="Tasks replaced at once (0: all)."),
+        option(f"--{kind}-delay", metavar="DURATION", help="Pause between replacements."),
+        option(f"--{kind}-monitor", metavar="DURATION", help="How long a new task has to last (default 5s)."),
+        option(f"--{kind}-failure-action", type=click.Choice(actions), help="When new tasks fail (default pause)."),
+        option(
+            f"--{kind}-max-failure-ratio", type=click.FloatRange(0, 1), metavar="R", help="How many may (default 0)."
+        ),
+        option(f"--{kind}-order", type=click.Choice(["stop-first", "start-first"]), help="Which of old and new."),
+    )
 
 
 SHARED: tuple[Decorator, ...] = (
@@ -40,8 +54,9 @@ SHARED: tuple[Decorator, ...] = (
     option("--limit-memory", metavar="SIZE", help="Memory a task may use."),
     option("--limit-pids", type=click.IntRange(0), metavar="N", help="Processes a task may have (0: no limit)."),
     option("--replicas-max-per-node", type=click.IntRange(0), metavar="N", help="Tasks per node (0: no limit)."),
-    option("--update-parallelism", type=click.IntRange(0), metavar="N", help="Tasks replaced at once (0: all)."),
-    option("--update-delay", metavar="DURATION", help="Pause between replacements."),
+    *rollout_options("update", ("pause", "continue", "rollback")),
+    *rollout_options("rollback", ("pause", "continue")),
+    option("--max-concurrent", type=click.IntRange(0), metavar="N", help="Of a job: how many tasks at a time."),
     option("--endpoint-mode", type=click.Choice(["vip", "dnsrr"]), help="Virtual address, or one name for all tasks."),
 )
 """Options that mean the same when a service is made and when it is changed; absent means: leave as it is."""
@@ -81,14 +96,33 @@ def apply_shared(spec: Json, given: Mapping[str, Any]) -> None:
     if limits:
         template["Resources"]["Limits"] = limits
     _put(template.setdefault("Placement", {}), "MaxReplicas", given["replicas_max_per_node"], int)
-    if given["update_parallelism"] is not None or given["update_delay"] is not None:
-        update: Json = spec.get("UpdateConfig") or {"Parallelism": 1}
-        _put(update, "Parallelism", given["update_parallelism"], int)
-        _put(update, "Delay", given["update_delay"], values.duration)
-        spec["UpdateConfig"] = update
+    for kind, key in (("update", "UpdateConfig"), ("rollback", "RollbackConfig")):
+        config: Json = spec.get(key) or {}
+        _put(config, "Parallelism", given[f"{kind}_parallelism"], int)
+        _put(config, "Delay", given[f"{kind}_delay"], values.duration)
+        _put(config, "Monitor", given[f"{kind}_monitor"], values.duration)
+        _put(config, "FailureAction", given[f"{kind}_failure_action"], str)
+        _put(config, "MaxFailureRatio", given[f"{kind}_max_failure_ratio"], float)
+        _put(config, "Order", given[f"{kind}_order"], str)
+        if config:
+            spec[key] = {"Parallelism": 1} | config
     _put(spec.setdefault("EndpointSpec", {}), "Mode", given["endpoint_mode"], str)
-    if given["replicas"] is not None:
-        spec["Mode"] = {"Replicated": {"Replicas": given["replicas"]}}
+    apply_mode(spec.setdefault("Mode", {"Replicated": {"Replicas": 1}}), given["replicas"], given["max_concurrent"])
+
+
+def apply_mode(mode: Json, replicas: int | None, max_concurrent: int | None = None) -> None:
+    """How many, where the mode leaves it open."""
+    if replicas is not None:
+        if "Replicated" in mode:
+            mode["Replicated"]["Replicas"] = replicas
+        elif "ReplicatedJob" in mode:
+            mode["ReplicatedJob"]["TotalCompletions"] = replicas
+        else:
+            raise Invalid("--replicas is for replicated services and jobs; a global one has a task on each node")
+    if max_concurrent is not None:
+        if "ReplicatedJob" not in mode:
+            raise Invalid("--max-concurrent is for replicated jobs: use it with --mode replicated-job")
+        mode["ReplicatedJob"]["MaxConcurrent"] = max_concurrent
 
 
 def _put(target: Json, key: str, value: Any, convert: Callable[[Any], Any]) -> None:
