@@ -152,6 +152,8 @@ class PlainContainer:
 
         async with self.lock:
             try:
+                if self.up:  # it ended while there was no daemon
+                    await self.wire(self.record)
                 await self.begin(start)
             except HivemeshError as error:
                 log.warning("container %s does not start: %s", self.record.name, error)
