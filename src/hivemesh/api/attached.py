@@ -167,22 +167,33 @@ async def _with_ours(request: web.Request, verb: Verb) -> web.StreamResponse:
     """`verb` around the engine's part when the container is on networks of ours, else only that."""
     found = await _find(request, request.match_info["ref"])
     if found is None:
-        return await passthrough.forward(request)
+        done = await passthrough.exchange(request)
+        if done.status >= 500:
+            await _explain(request)
+        return done
     attached, owner, _ = found
     with _attaching([member.name for member in attached.shown(owner).networks] or ["none"]):
         return await verb(attached, owner, lambda: passthrough.exchange(request))
 
 
 async def _find(request: web.Request, ref: str) -> tuple["AttachedContainers", TaskID, Any] | None:
-    """Raises `NotFound` for a container that there is not, `Unavailable` for one whose networks are gone for good."""
+    """None for a container on none of our networks. Raises `NotFound` for one that there is not."""
     attached = local_of(request).attached
-    if attached is not None and not attached.any:
+    if attached is None or not attached.any:
         return None
     value = await passthrough.ask(request, f"/containers/{quote(ref, safe='')}/json")
-    owner = attached.owner_of(value["Id"]) if attached is not None else None
-    if attached is not None and owner is not None:
-        return attached, owner, value
-    return None
+    owner = attached.owner_of(value["Id"])
+    return (attached, owner, value) if owner is not None else None
+
+
+async def _explain(request: web.Request) -> None:
+    """Why the engine failed, if it is ours to know: all it says is that a file is missing. Raises `Unavailable`."""
+    value = await passthrough.ask(request, f"/containers/{quote(request.match_info['ref'], safe='')}/json")
+    if containers.LABEL in (value["Config"].get("Labels") or {}):
+        name = str(value["Name"]).strip("/")
+        raise Unavailable(
+            f"container {name} was on networks of a swarm that this node has left: remove it and make it anew"
+        )
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
