@@ -45,6 +45,8 @@ def test_container_has_a_name_only_while_it_is_healthy(lab: Lab) -> None:
     cli(first, "docker", "service", "create", "--detach", "--name", "asker", "--network", "mynet",
         "localhost/whoami", "sleep", "infinity")  # fmt: skip
     (asker,) = await_tasks(lab, "asker", 1)
+    (own,) = asker.addresses
+    assert f"{own}\t{asker.host}\n" in in_container(lab.node(asker.node), asker.host, "cat", "/etc/hosts")
     cli(first, "docker", "service", "create", "--detach", "--name", "web", "--network", "mynet", "--restart-condition",
         "none", "--health-cmd", "test -e /tmp/healthy", "--health-interval", "200ms", "--health-retries", "2",
         "--health-start-period", "1m", "--health-start-interval", "200ms", "localhost/whoami")  # fmt: skip
