@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dns.message
+import dns.rrset
 import pytest
 
 from hivemesh.kernel.sockets import NETNS_DIR, inside
@@ -472,6 +473,42 @@ def test_handover_under_a_stream_of_questions_loses_none(machine: Machine) -> No
     daemon = machine.daemon()
     daemon.tell(front(web=ips("10.0.1.9")), sandbox("one"), whole=True)
     assert dig("one", "web") == ["10.0.1.9"]
+
+
+def test_question_asked_on_before_a_handover_is_answered_after_it(machine: Machine) -> None:
+    make("one")
+    old = machine.start()
+    asks = Sandbox(id="one", netns=f"{NETNS_DIR}/one", networks=(FRONT,), nameservers=ips("127.0.0.1"))
+    machine.daemon().tell(front(), asks, whole=True)
+    server = inside(asks.netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    server.bind(("127.0.0.1", 53))
+    server.settimeout(20)
+    asking = connect("one")
+    asking.send(query("outside", 77))
+    message, whom = server.recvfrom(512)
+    fresh = machine.start("--replace")
+    daemon = machine.daemon()
+    while daemon.greeting.pid != fresh.pid:
+        daemon = machine.daemon()
+    said = dns.message.make_response(dns.message.from_wire(message))
+    said.answer.append(dns.rrset.from_text("outside.", 60, "IN", "A", "192.0.2.1"))
+    server.sendto(said.to_wire(), whom)
+    heard = dns.message.from_wire(asking.recv(512))
+    assert (heard.id, heard.answer) == (77, said.answer)
+    assert old.wait(20) == 0
+    # the new one asks for itself, and holds nothing in the namespace once it is told to forget
+    daemon.tell(front(), asks, whole=True)
+    before = sockets_of(daemon)
+    asking.send(query("outside", 78))
+    message, whom = server.recvfrom(512)
+    server.sendto(message[:2] + said.to_wire()[2:], whom)
+    assert dns.message.from_wire(asking.recv(512)).id == 78
+    asking.send(query("outside", 79))
+    assert dns.message.from_wire(asking.recv(512)).answer == said.answer  # nobody is asked again
+    daemon.tell(Forget(sandboxes=("one",)))
+    assert sockets_of(daemon) == before - 2
+    asking.close()
+    server.close()
 
 
 def test_handover_that_breaks_off_leaves_the_old_one_serving(machine: Machine) -> None:
