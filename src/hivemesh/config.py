@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 DATA_DIR = Path("/var/lib/hivemesh")
 RUN_DIR = Path("/run/hivemesh")
@@ -17,4 +18,5 @@ class DaemonConfig:
     socket: Path = RUN_DIR / SOCKET_NAME
     engine: str = "podman"  # or "process"
     process_images: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    balancer: Literal["nftables", "ipvs"] = "nftables"
     labels: dict[str, str] = field(default_factory=dict)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from hivemesh.agent.advertise import LocalAddress
+from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import GATEWAY_BRIDGE
-from hivemesh.engine.api import Engine
-from hivemesh.kernel import machine
+from hivemesh.engine.api import Engine as ContainerEngine
+from hivemesh.kernel import ipvs, machine
 from hivemesh.kernel.machine import HostAddress
 from hivemesh.model.addr import Address, Prefix, first_v4, first_v6
 from hivemesh.model.errors import HivemeshError, Unavailable
@@ -40,10 +41,15 @@ def local_routes() -> list[Prefix]:
     return [prefix for link, prefix in machine.routes() if link != GATEWAY_BRIDGE]
 
 
-def gather(vtep: Address) -> HostFacts:
+def gather(vtep: Address, balancer: Engine = BASE) -> HostFacts:
     """Raises `Unavailable` when the machine has lost its data path address."""
     facts = host_facts(vtep, machine.addresses(), local_routes(), machine.learning_links())
-    return replace(facts, keep_bridge_filter=machine.needs_bridge_filter())
+    return replace(
+        facts,
+        keep_bridge_filter=machine.needs_bridge_filter(),
+        balancer=balancer,
+        lacks_ipvs=not ipvs.available(),
+    )
 
 
 def host_facts(
@@ -72,7 +78,7 @@ def host_facts(
     )
 
 
-async def describe(engine: Engine, vtep: Address, name: str, labels: Mapping[str, str]) -> NodeDescription:
+async def describe(engine: ContainerEngine, vtep: Address, name: str, labels: Mapping[str, str]) -> NodeDescription:
     """What managers are told. A machine whose engine fails says so by naming none."""
     try:
         info = await engine.info()
@@ -96,6 +102,7 @@ async def describe(engine: Engine, vtep: Address, name: str, labels: Mapping[str
         labels=dict(labels),
         mtu=mtu,
         gateway=gateway,
+        balancers=("nftables", "ipvs") if ipvs.available() else ("nftables",),
     )
 
 

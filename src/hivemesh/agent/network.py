@@ -24,14 +24,15 @@ from hivemesh.agent.names import NodeNames
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
 from hivemesh.dataplane.apply import Outcome
+from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
-from hivemesh.kernel import conntrack, netns, sysctl
+from hivemesh.kernel import conntrack, ipvs, netns, sysctl
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError, Unavailable
-from hivemesh.model.ids import NetworkID, TaskID
+from hivemesh.model.ids import NetworkID, ServiceID, TaskID
 from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Task
 
@@ -82,6 +83,7 @@ class NodeNetwork:
         names: NodeNames,
         *,
         vtep: Address,
+        balancer: Engine = BASE,
         leases: Leases,
         clock: Clock,
         lost: Callable[[TaskID], None],
@@ -90,6 +92,8 @@ class NodeNetwork:
         self._kernel = kernel
         self._names = names
         self._vtep = vtep
+        self._balancer = balancer
+        self._told_of_ipvs: set[ServiceID] = set()
         self._leases = leases
         self._clock = clock
         self._on_lost = lost
@@ -161,6 +165,7 @@ class NodeNetwork:
         except (HivemeshError, OSError) as error:
             self._note(HOST, (str(error),))
             return 1
+        self._tell_of_ipvs(view, facts)
         plans = self._planner.forwarding(view, self._in_order(), facts)
         pending = sum([await self._ensure(plan) for plan in plans])
         wired = [s for task, s in self._sandboxes.items() if task not in self._wirings or self._wirings[task].done()]
@@ -176,6 +181,16 @@ class NodeNetwork:
             self._sweep_due = False
             await self._sweep(wanted, view)
         return pending
+
+    def _tell_of_ipvs(self, view: ViewParts, facts: HostFacts) -> None:
+        """Once per service that asks in vain."""
+        asking: set[ServiceID] = set()
+        if facts.lacks_ipvs:
+            asking = {item.service for item in view.publishes if item.balance.engine == "ipvs"}
+            asking |= {i.service for items in view.services.values() for i in items if i.balance.engine == "ipvs"}
+        for service in asking - self._told_of_ipvs:
+            log.warning("service %s asks for IPVS: nftables balances it on this node, for %s", service, ipvs.MISSING)
+        self._told_of_ipvs = asking
 
     async def _ensure(self, plan: NamespacePlan) -> int:
         """The number of failures; those of an unchanged plan are tried again."""
@@ -228,6 +243,7 @@ class NodeNetwork:
         with contextlib.suppress(FileNotFoundError):
             try:
                 await self._in_thread(conntrack.forget, namespace, udp=udp, every=every)
+                await self._in_thread(ipvs.forget, namespace, every)
             except OSError as error:
                 log.warning("cannot forget connections of %s to backends that left: %s", namespace or "the host", error)
 
@@ -412,7 +428,7 @@ class NodeNetwork:
 
     async def _look(self) -> HostFacts:
         """Raises `Unavailable` or `OSError`."""
-        self._facts = await self._in_thread(gather, self._vtep)
+        self._facts = await self._in_thread(gather, self._vtep, self._balancer)
         return self._facts
 
     async def _look_again(self) -> None:

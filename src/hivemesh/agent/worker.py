@@ -26,6 +26,8 @@ from hivemesh.agent.names import NodeNames, Resolver
 from hivemesh.agent.network import Kernel, NodeNetwork
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import ViewParts, parts_of
+from hivemesh.dataplane.balancer.engines import BASE
+from hivemesh.dataplane.balancer.engines import Engine as Balancer
 from hivemesh.engine.api import TASK_LABEL, ContainerInfo, Engine
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError
@@ -69,6 +71,7 @@ class Worker:
         data_dir: Path,
         vtep: Address,
         clock: Clock,
+        balancer: Balancer = BASE,
     ) -> None:
         self._port = port
         self._engine = engine
@@ -79,6 +82,7 @@ class Worker:
             applier,
             NodeNames(resolver, self._files, self._applied),
             vtep=vtep,
+            balancer=balancer,
             leases=Leases(self._directory / "leases.json"),
             clock=clock,
             lost=self._lost,

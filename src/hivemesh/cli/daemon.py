@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -36,6 +37,8 @@ Examples:
               help="What runs tasks: containers, or commands of this host inside the task's network.")  # fmt: skip
 @click.option("--process-image", "images", multiple=True, metavar="NAME=COMMAND",
               help="What the process engine runs for an image; may be repeated.")  # fmt: skip
+@click.option("--balancer", type=click.Choice(["nftables", "ipvs"]), default="nftables", show_default=True,
+              help="What spreads connections over a service's tasks, unless its labels say.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
 @click.option(
     "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What to log, on stderr."
@@ -46,6 +49,7 @@ def main(
     socket: Path | None,
     engine: str,
     images: tuple[str, ...],
+    balancer: Literal["nftables", "ipvs"],
     labels: tuple[str, ...],
     log_level: str,
 ) -> None:
@@ -62,6 +66,7 @@ def main(
         socket=(socket or run_dir / SOCKET_NAME).absolute(),
         engine=engine,
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
+        balancer=balancer,
         labels=dict(_pairs(labels, "--label")),
     )
     try:

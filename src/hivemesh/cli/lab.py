@@ -37,10 +37,12 @@ def lab() -> None:
 @click.option("--managers", default=1, show_default=True, help="How many of them manage the swarm.")
 @click.option("--engine", type=click.Choice(["podman", "process"]), default="podman", show_default=True,
               help="What runs tasks: containers, or commands of this host inside the task's network.")  # fmt: skip
+@click.option("--balancer", type=click.Choice(["nftables", "ipvs"]), default="nftables", show_default=True,
+              help="What spreads connections over a service's tasks.")  # fmt: skip
 @click.option("--no-swarm", is_flag=True, help="Leave the nodes running without forming a swarm.")
 @click.option("--log-level", default="info", show_default=True, help="How much the daemons write.")
 @NAME_OPTION
-def up(nodes: int, managers: int, engine: str, no_swarm: bool, log_level: str, name: str) -> None:
+def up(nodes: int, managers: int, engine: str, balancer: str, no_swarm: bool, log_level: str, name: str) -> None:
     """Start a lab: nodes n1, n2, … on 198.51.100.11, .12, …, and a client host on .100.
 
     \b
@@ -49,7 +51,9 @@ def up(nodes: int, managers: int, engine: str, no_swarm: bool, log_level: str, n
       hivemesh lab up --nodes 5 --engine process
       hivemesh lab up --no-swarm && hivemesh lab exec n1 -- hivemesh swarm init
     """
-    settings = LabSettings(nodes=nodes, managers=managers, engine=engine, swarm=not no_swarm, log_level=log_level)
+    settings = LabSettings(
+        nodes=nodes, managers=managers, engine=engine, balancer=balancer, swarm=not no_swarm, log_level=log_level
+    )
     made = Lab(name, settings)
     made.up(lambda step: click.echo(f"{step} …", err=True))
     for machine in made.machines:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 import msgspec
 
 from hivemesh.control import constraints
+from hivemesh.control.balance import balance_of
+from hivemesh.model.errors import Invalid
 from hivemesh.model.node import Node
+from hivemesh.model.service import Service
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.store.tables import Transaction
 
@@ -27,7 +30,8 @@ def schedule(tx: Transaction, now: float) -> None:
     sites = [_Site(node, tx.tasks_on(node.id), now) for node in tx.all(Node)]
     for task in sorted(waiting, key=lambda task: (task.created, task.service_id, task.slot)):
         # A global service's task is for one node
-        candidates = _fitting([site for site in sites if task.node_id in (None, site.node.id)], task)
+        here = [site for site in sites if task.node_id in (None, site.node.id)]
+        candidates = _fitting(here, task, _balancer(tx.get(Service, task.service_id)))
         if isinstance(candidates, str):
             status = msgspec.structs.replace(task.status, err=candidates)
             tx.put(msgspec.structs.replace(task, status=status))
@@ -117,12 +121,26 @@ FILTERS: tuple[tuple[Callable[[_Site, Task], bool], str], ...] = (
 )
 
 
-def _fitting(sites: list[_Site], task: Task) -> list[_Site] | str:
-    """The nodes that pass every filter, else the explanation in Docker's words."""
+NO_BALANCER = {"ipvs": "no IPVS in the kernel (module ip_vs) of {}", "nftables": "no nftables in the kernel of {}"}
+
+
+def _balancer(service: Service | None) -> str:
+    """What the service's labels ask for; "": whatever the node has."""
+    try:
+        return balance_of(service.spec.labels).engine if service is not None else ""
+    except Invalid:  # from before labels were checked
+        return ""
+
+
+def _fitting(sites: list[_Site], task: Task, engine: str) -> list[_Site] | str:
+    """The nodes that pass every filter, else the explanation in Docker's words. `engine` is the balancer that the
+    service's labels ask for."""
     refusals: Counter[str] = Counter()
     fitting = []
     for site in sites:
         refused = next((text for accepts, text in FILTERS if not accepts(site, task)), None)
+        if refused is None and engine and engine not in site.node.description.balancers:
+            refused = NO_BALANCER[engine]
         if refused is None:
             fitting.append(site)
         else:

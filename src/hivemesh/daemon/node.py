@@ -30,6 +30,7 @@ from hivemesh.engine.api import Engine, EngineInfo
 from hivemesh.engine.podman import PodmanEngine
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.engine.service import PodmanService
+from hivemesh.kernel import ipvs
 from hivemesh.kernel.probe import missing
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
@@ -83,6 +84,8 @@ class Daemon:
         """Serve until cancelled; packets, names and containers carry on without us."""
         for lack in await asyncio.to_thread(missing):
             log.warning("%s", lack)
+        if self._config.balancer == "ipvs" and (lack := await asyncio.to_thread(ipvs.missing)):
+            raise Unavailable(f"{lack}; or start without --balancer ipvs")
         try:
             self._config.data_dir.mkdir(mode=0o710, parents=True, exist_ok=True)
         except OSError as error:
@@ -370,6 +373,7 @@ class Daemon:
                 data_dir=self.data_dir,
                 vtep=identity.facts.vtep,
                 clock=self.clock,
+                balancer=self._config.balancer,
             )
             attached = AttachedContainers(
                 sandboxes=worker.network,

@@ -62,6 +62,21 @@ class _Seen:
     destinations: dict[Address, tuple[int, int]]
 
 
+def available(root: Path = Path("/")) -> bool:
+    """Whether this kernel has IPVS, found without loading it: with the module each namespace costs more."""
+    if (root / "proc/net/ip_vs").exists():
+        return True
+    modules = root / "lib/modules" / os.uname().release
+    return any(_mentions(modules / name) for name in ("modules.dep", "modules.builtin"))
+
+
+def _mentions(listing: Path) -> bool:
+    try:
+        return "/ip_vs.ko" in listing.read_text(errors="replace")
+    except OSError:
+        return False
+
+
 def missing() -> str:
     """ "" where IPVS can be used (its module is then loaded), else one line that says what to do."""
     sock = open_netlink("", _NETLINK_GENERIC)

@@ -42,6 +42,7 @@ class LabSettings:
     nodes: int = 3
     managers: int = 1
     engine: str = "podman"
+    balancer: str = "nftables"
     swarm: bool = True
     log_level: str = "info"
 
@@ -101,7 +102,7 @@ class Lab:
             if store:
                 for node in self.nodes:
                     node.prepare_engine(store)
-            self._each(lambda node: node.start_daemon(self.settings.engine, program, log_level=self.settings.log_level))
+            self._each(lambda node: self._start_daemon(node, program))
             self._each(Node.await_daemon)
             if self.settings.swarm:
                 progress("forming a swarm")
@@ -215,6 +216,11 @@ class Lab:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
+    def _start_daemon(self, node: Node, program: Path) -> None:
+        node.start_daemon(
+            self.settings.engine, program, balancer=self.settings.balancer, log_level=self.settings.log_level
+        )
+
     def restart_daemon(self, name: str, *, kill: bool = False) -> None:
         """Stop the node's daemon (politely or not) and start it anew; tasks and packets carry on meanwhile."""
         node = self.node(name)
@@ -224,7 +230,7 @@ class Lab:
             node.stop_daemon()
         with store_lock(self.places):
             program = build_program(self.places)
-        node.start_daemon(self.settings.engine, program, log_level=self.settings.log_level)
+        self._start_daemon(node, program)
         node.await_daemon()
 
     # -- down ---------------------------------------------------------------------------------------------------------

@@ -60,10 +60,11 @@ class Node(Machine):
         except OSError as error:
             raise LabError(f"{self.name}: the daemon does not answer ({error}); see {self.log}") from error
 
-    def start_daemon(self, engine: str, program: Path, *, log_level: str = "info") -> None:
+    def start_daemon(self, engine: str, program: Path, *, balancer: str = "nftables", log_level: str = "info") -> None:
         """Start `hivemeshd`; `await_daemon` waits for it. Nothing happens when it runs."""
         if self.daemon() is None:
-            options = ["--engine", engine, "--log-level", log_level, "--data-dir", str(self.disk / "data")]
+            options = ["--engine", engine, "--balancer", balancer, "--log-level", log_level]
+            options += ["--data-dir", str(self.disk / "data")]
             if engine == "process":
                 options += ["--process-image", f"{IMAGE.removesuffix(':latest')}={program}"]
             self.spawn([str(Path(sys.executable).parent / DAEMON), *options], self.log)

@@ -33,6 +33,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str = ""
     labels: dict[str, str] = {}
     mtu: int = 1500  # of the underlay interface that carries the VTEP address
+    balancers: tuple[str, ...] = ("nftables",)  # what the kernel can balance services with
     gateway: tuple[Prefix, ...] = ()  # of the bridge that leads sandboxes out of the node: overlays keep clear of it
 
 

@@ -16,11 +16,12 @@ ENGINES: Mapping[str, Balancer] = {BASE: Nftables(), "ipvs": Ipvs()}
 B = TypeVar("B", bound=Balanced)
 
 
-def by_engine(entries: Iterable[tuple[Balance, B]], default: Engine) -> dict[str, list[B]]:
+def by_engine(entries: Iterable[tuple[Balance, B]], default: Engine, *, lacks_ipvs: bool) -> dict[str, list[B]]:
     """The entries by the engine that serves them; `BASE` is always there, first."""
     found: dict[str, list[B]] = {BASE: []}
     for balance, entry in entries:
-        found.setdefault(balance.engine or default, []).append(entry)
+        engine = balance.engine or default
+        found.setdefault(BASE if lacks_ipvs and engine == "ipvs" else engine, []).append(entry)
     return found
 
 

@@ -9,14 +9,20 @@ from hivemesh.wire.control import PublishItem, ServiceItem
 Describe = Callable[[ServiceItem], tuple[Virtual, ...]]
 
 
-def mesh_part(publishes: Iterable[PublishItem], default: Engine, *, outside: str, overlay: str) -> Part:
+def mesh_part(
+    publishes: Iterable[PublishItem], default: Engine, *, outside: str, overlay: str, lacks_ipvs: bool = False
+) -> Part:
     """All published ports, in `ingress_sbox`."""
-    entries = by_engine(((item.balance, published(item)) for item in publishes), default)
+    entries = by_engine(((item.balance, published(item)) for item in publishes), default, lacks_ipvs=lacks_ipvs)
     return joined([ENGINES[name].mesh(ports, outside=outside, overlay=overlay) for name, ports in entries.items()])
 
 
-def vip_part(services: Iterable[ServiceItem], default: Engine, describe: Describe = virtual) -> Part:
+def vip_part(
+    services: Iterable[ServiceItem], default: Engine, describe: Describe = virtual, *, lacks_ipvs: bool = False
+) -> Part:
     """All virtual addresses of a sandbox's networks. `describe` may remember what it said of an item, which spares the
     engine the work for all that did not change."""
-    entries = by_engine(((item.balance, vip) for item in services for vip in describe(item)), default)
+    entries = by_engine(
+        ((item.balance, vip) for item in services for vip in describe(item)), default, lacks_ipvs=lacks_ipvs
+    )
     return joined([ENGINES[name].vips(vips) for name, vips in entries.items()])

@@ -30,6 +30,9 @@ class HostFacts:
     do not reach its published ports."""
     balancer: Engine = BASE
     """What balances services here whose labels do not say."""
+    lacks_ipvs: bool = False
+    """This kernel has none: services whose labels ask for IPVS are balanced by nftables here. Their own tasks run where
+    it is to be had."""
 
     @property
     def overhead(self) -> int:

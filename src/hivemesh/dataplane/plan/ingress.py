@@ -25,7 +25,7 @@ def plan_ingress(network: NetworkItem, facts: HostFacts, publishes: Iterable[Pub
     own = network.own
     if own is None:
         raise Unavailable(f"network {network.name} has no address for this node yet: wait for the manager's next view")
-    part = mesh_part(publishes, facts.balancer, outside=GATEWAY_LINK, overlay=OVERLAY_LINK)
+    part = mesh_part(publishes, facts.balancer, outside=GATEWAY_LINK, overlay=OVERLAY_LINK, lacks_ipvs=facts.lacks_ipvs)
     addresses = [LinkAddress(link=OVERLAY_LINK, address=a) for a in own.addresses]
     addresses += [LinkAddress(link=GATEWAY_LINK, address=a) for a in (facts.ingress4, facts.ingress6)]
     return NamespacePlan(
