@@ -205,6 +205,17 @@ def test_connection_to_a_backend_that_is_gone_is_reset_at_its_next_packet(
     assert outcome == ["ConnectionResetError"]
 
 
+@FAMILIES
+def test_flushed_tables_come_back_and_old_connections_go_on(cluster: Cluster, version: int) -> None:
+    cluster.ask("tcp", address(A, VIP, version), keep=True)
+    cluster.node.call(run, "nft", "flush", "ruleset", at=CALLER)
+    cluster.node.call(doubt, [CALLER])
+    cluster.apply("caller")
+    (outcome,) = cluster.node.call(outcomes_again)
+    assert outcome in ("a1", "a2")
+    assert cluster.ask("tcp", address(A, VIP, version), 4) == {"a1": 2, "a2": 2}
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
