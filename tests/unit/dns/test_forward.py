@@ -12,6 +12,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
+import msgspec
 import pytest
 
 from hivemesh.clock import ManualClock
@@ -95,7 +96,9 @@ async def test_a_server_that_fails_is_followed_by_the_next(node: Node, rcode: dn
     first = await node.server("127.0.0.1", failing(rcode))
     await node.server("127.0.0.2", record)
     node.name("127.0.0.1", "127.0.0.2")
-    assert await node.ask(question()) is not None
+    answer = await node.ask(question())
+    assert answer is not None
+    assert answer.answer
     assert len(first.asked) == 1
 
 
@@ -109,15 +112,20 @@ async def test_a_name_that_does_not_exist_is_an_answer(node: Node) -> None:
     assert not second.asked
 
 
-async def test_no_more_than_three_servers_are_asked_and_their_failure_is_remembered_for_a_moment(node: Node) -> None:
+@pytest.mark.parametrize("own", [False, True])
+async def test_only_three_servers_are_asked_and_that_all_failed_is_remembered_for_a_moment(
+    node: Node, own: bool
+) -> None:
     servers = [await node.server(f"127.0.0.{n}", failing(dns.rcode.SERVFAIL)) for n in (1, 2, 3)]
     servers.append(await node.server("127.0.0.4", record))
-    node.name("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
-    assert await node.ask(question()) is None
-    assert await node.ask(question()) is None
+    addresses = [f"127.0.0.{n}" for n in (1, 2, 3, 4)]
+    node.name(*addresses)
+    sandbox = msgspec.structs.replace(SANDBOX, nameservers=tuple(map(parse_address, addresses)) if own else ())
+    assert await node.ask(question(), sandbox=sandbox) is None
+    assert await node.ask(question(), sandbox=sandbox) is None
     assert [len(s.asked) for s in servers] == [1, 1, 1, 0]
     node.clock.advance(2)
-    assert await node.ask(question()) is None
+    assert await node.ask(question(), sandbox=sandbox) is None
     assert [len(s.asked) for s in servers] == [2, 2, 2, 0]
 
 
@@ -128,16 +136,20 @@ async def test_a_silent_server_is_waited_for_once(node: Node) -> None:
     for number in range(5):
         assert await node.ask(question(f"n{number}.example")) is not None
     assert len(silent.asked) == 1
-    silent.answer = record
+    for server in node.forwarder._servers:
+        server.patience = 3600.0  # one that was silent is not waited for so long again while there are others
     node.clock.advance(30)
     assert await node.ask(question("later.example")) is not None
+    silent.answer = record
+    node.clock.advance(30)
+    assert await node.ask(question("alive.example")) is not None
     assert await node.ask(question("again.example")) is not None
-    assert len(silent.asked) == 3
+    assert len(silent.asked) == 4
 
 
 async def test_a_port_nobody_listens_on_costs_no_waiting(node: Node) -> None:
     await node.server("127.0.0.2", record)
-    node.forwarder._patience = 3600.0
+    node.forwarder._patience = 20.0
     node.name("127.0.0.1", "127.0.0.2")
     assert await node.ask(question()) is not None
     assert await node.ask(question(), tcp=True) is not None
@@ -255,6 +267,18 @@ async def test_questions_by_tcp_share_a_connection_and_survive_its_end(node: Nod
     assert server.connections == 2
 
 
+async def test_a_connection_closed_just_as_we_ask_is_made_anew(node: Node) -> None:
+    def answer(query: dns.message.Message) -> dns.message.Message | None:
+        server.keep_open = server.connections > 1 or len(server.asked) == 1
+        return record(query) if server.keep_open else None
+
+    server = await node.server("127.0.0.1", answer)
+    node.name("127.0.0.1")
+    assert await node.ask(question("first.example"), tcp=True) is not None
+    assert await node.ask(question("second.example"), tcp=True) is not None
+    assert server.connections == 2
+
+
 async def test_answers_nobody_asked_for_are_ignored(node: Node) -> None:
     def forged(query: dns.message.Message) -> list[bytes]:
         wrong_id = record(query, "192.0.2.66")
@@ -344,7 +368,7 @@ async def test_a_sandbox_that_goes_takes_its_sockets_along_and_lets_nobody_wait(
         come.set()
 
     await node.server("127.0.0.1", silent)
-    node.forwarder._patience = 3600.0
+    node.forwarder._patience = 20.0
     own = Sandbox(id="own", netns="/proc/self/ns/net", networks=(), nameservers=(parse_address("127.0.0.1"),))
     before = len(os.listdir("/proc/self/fd"))
     asking = asyncio.create_task(node.ask(question(), sandbox=own))
@@ -356,7 +380,7 @@ async def test_a_sandbox_that_goes_takes_its_sockets_along_and_lets_nobody_wait(
 
 async def test_one_sandbox_leaves_room_for_the_others(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hivemesh.dns.forward.MAX_ASKING_EACH", 20)
-    node.forwarder._patience = 3600.0
+    node.forwarder._patience = 20.0
     await node.server("127.0.0.1", lambda query: record(query) if "mine" in str(query.question[0].name) else None)
     node.name("127.0.0.1")
     greedy = [asyncio.create_task(node.ask(question(f"n{n}.example"))) for n in range(21)]
