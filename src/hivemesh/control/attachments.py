@@ -72,6 +72,13 @@ def detach(tx: Transaction, node: NodeID, identifier: TaskID) -> None:
     tx.delete(task)
 
 
+def drop(tx: Transaction, node: NodeID) -> None:
+    """The node leaves the swarm: its containers lose their networks, now."""
+    for task in tx.tasks_on(node):
+        if task.attached:
+            tx.delete(task)
+
+
 def _own(tx: Transaction, node: NodeID, request: AttachRequest) -> Task | None:
     """What the container has already."""
     if len(request.task) != ID_LENGTH or set(request.task) - set(DIGITS):

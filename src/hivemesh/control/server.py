@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from hivemesh.clock import Clock
+from hivemesh.control import attachments
 from hivemesh.control.dispatcher import Dispatcher
 from hivemesh.control.join import admit, refresh
 from hivemesh.control.manager import Manager
@@ -144,6 +145,7 @@ class ClusterServer:
             if node is not None:
                 message, now = "the node left the swarm", self._clock.now()
                 tx.put(msgspec.structs.replace(node, state="down", message=message, updated=now))
+            attachments.drop(tx, peer.node_id)
 
         await self._tables.update(mark)
         log.info("node %s left the swarm", peer.node_id)
