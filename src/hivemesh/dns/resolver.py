@@ -103,7 +103,7 @@ class Resolver:
         try:
             return identity(sandbox.netns) == self._identities.get(sandbox.id)
         except OSError:
-            return False
+            return True  # it lost its name, and may get it back: our sockets hold it
 
     def _answers_of(self, sandbox: Sandbox) -> Answers:
         key = (sandbox.networks, sandbox.forward, sandbox.ndots)

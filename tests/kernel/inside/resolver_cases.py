@@ -295,6 +295,7 @@ def test_forgotten_sandbox_keeps_no_namespace_alive(served: Machine) -> None:
     stream.close()
     # another namespace under the same name is another one, and what is not named by a whole account is over
     sh("ip netns delete two")
+    assert daemon.tell(sandbox("two")) == {}
     make("two")
     daemon.tell(sandbox("two"))
     assert dig("two", "web") == ["10.0.1.2"]
