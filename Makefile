@@ -10,7 +10,7 @@ help:
 	@echo 'make test         every check and every test'
 	@echo 'make check        formatting, lint, types'
 	@echo 'make setup        packages, virtual environment, commands (the above call it)'
-	@echo 'make bench        through the mesh against straight to the container; memory, idle CPU'
+	@echo 'make bench        mesh and virtual addresses against straight to the task; names; memory, idle CPU'
 	@echo 'make lock         resolve the dependencies anew'
 
 setup:

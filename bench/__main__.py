@@ -1,11 +1,14 @@
-"""`make bench`: every comparison in one lab, side by side. Arguments choose among: mesh, converge, footprint."""
+"""`make bench`: every comparison side by side. Arguments choose among: footprint, mesh, vip, converge, dns, names."""
 
 import sys
 import time
 
-from bench import converge, footprint, mesh, rig
+from bench import converge, dns, footprint, mesh, names, rig, vip
 
-PARTS = ("footprint", "mesh", "converge")
+WITH_CONTAINERS = ("footprint", "mesh", "vip", "converge")
+WITH_PROCESSES = ("dns", "names")
+"""Their tasks are plain processes: what is measured begins when one starts, whoever starts it."""
+PARTS = WITH_CONTAINERS + WITH_PROCESSES
 
 
 def main() -> None:
@@ -13,14 +16,23 @@ def main() -> None:
     unknown = [name for name in chosen if name not in PARTS]
     if unknown:
         sys.exit(f"unknown benchmark {unknown[0]}: choose among {', '.join(PARTS)}")
-    with rig.lab() as bed:
-        if "footprint" in chosen:
-            time.sleep(footprint.QUIET)
-            footprint.main(bed, "no task")
-        if "mesh" in chosen:
-            mesh.main(bed)
-        if "converge" in chosen:
-            converge.main(bed)
+    if set(chosen) & set(WITH_CONTAINERS):
+        with rig.lab() as bed:
+            if "footprint" in chosen:
+                time.sleep(footprint.QUIET)
+                footprint.main(bed, "no task")
+            if "mesh" in chosen:
+                mesh.main(bed)
+            if "vip" in chosen:
+                vip.main(bed)
+            if "converge" in chosen:
+                converge.main(bed)
+    if set(chosen) & set(WITH_PROCESSES):
+        with rig.lab(engine="process") as bed:
+            if "dns" in chosen:
+                dns.main(bed)
+            if "names" in chosen:
+                names.main(bed)
 
 
 main()

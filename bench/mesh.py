@@ -1,10 +1,11 @@
 """What the routing mesh costs: client outside -> n1 -> task on n2, against the same client -> the task's host port."""
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
 
-from bench import rig
+from bench import cost, rig
 from bench.report import alternate, compare
 from hivemesh.lab.lab import Lab
 from hivemesh.lab.machine import Machine
@@ -39,7 +40,7 @@ def stream(machine: Machine, url: str, inside: tuple[str, ...] = ()) -> Callable
 
 
 def main(bed: Lab) -> None:
-    """Prints three tables for the path that counts and three for the same overlay."""
+    """Prints a table each for keep-alive, a connection per request and one stream; then what the first two cost."""
     rig.create(bed, rig.service("mesh", 1, [(8090, 80, "ingress")], "n2"))
     rig.create(bed, rig.service("host", 1, [(8091, 80, "host")], "n2"))
     rig.await_running(bed, "mesh", 1)
@@ -60,5 +61,13 @@ def main(bed: Lab) -> None:
             "n1's ingress_sbox -> overlay -> task on n2": way(n1, direct, inside=sandbox),
         }
         compare(f"{title}: through the mesh", unit, alternate(ways, ROUNDS), f"goal of the second row: {goal}", digits)
+    cost.pin(bed, [*rig.running(bed, "mesh"), *rig.running(bed, "host")], max(os.sched_getaffinity(0)))
+    cost.compare(
+        "through the mesh",
+        {
+            "client -> host port of n2": cost.Way(machine=client, host=NODE_2, port=8091),
+            "client -> n1 -> mesh -> task on n2": cost.Way(machine=client, host=NODE_1, port=8090),
+        },
+    )
     rig.remove(bed, "mesh")
     rig.remove(bed, "host")

@@ -1,5 +1,6 @@
 """Alternated runs as a table: median and spread of each way, and its ratio to the first within the same round."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,6 +26,11 @@ def spread(figures: Sequence[float], digits: int = 2) -> str:
         return "-"
     text = [f"{value:,.{digits}f}" for value in (statistics.median(figures), min(figures), max(figures))]
     return f"{text[0]} ({text[1]}-{text[2]})"
+
+
+def percentile(figures: Sequence[float], part: float) -> float:
+    """The smallest figure that at least `part` of all do not exceed."""
+    return sorted(figures)[max(0, math.ceil(part * len(figures)) - 1)]
 
 
 def ratios(figures: Sequence[float], base: Sequence[float]) -> list[float]:

@@ -8,14 +8,15 @@ from typing import Any
 from urllib.parse import quote
 
 from hivemesh.lab.lab import Lab, LabSettings
+from hivemesh.lab.node import Node
 
 IMAGE = "localhost/whoami"
 
 
 @contextlib.contextmanager
-def lab(name: str = "bench", nodes: int = 3) -> Iterator[Lab]:
-    """A fresh swarm of three nodes with Podman, gone afterwards."""
-    bed = Lab(name, LabSettings(nodes=nodes))
+def lab(name: str = "bench", nodes: int = 3, engine: str = "podman") -> Iterator[Lab]:
+    """A fresh swarm of three nodes, gone afterwards; containers by Podman, or plain processes."""
+    bed = Lab(name, LabSettings(nodes=nodes, engine=engine))
     bed.up()
     try:
         yield bed
@@ -81,9 +82,49 @@ def await_running(bed: Lab, name: str, count: int, timeout: float = 120) -> None
         time.sleep(0.02)
 
 
+def network(bed: Lab, name: str) -> None:
+    """An overlay network, IPv4 only."""
+    bed.nodes[0].api("POST", "/networks/create", {"Name": name, "Driver": "overlay"})
+
+
+def remove_network(bed: Lab, name: str) -> None:
+    bed.nodes[0].api("DELETE", f"/networks/{name}")
+
+
+def on_network(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same specification with its tasks on that network."""
+    template = spec["TaskTemplate"] | {"Networks": [{"Target": name}]}
+    return spec | {"TaskTemplate": template}
+
+
+def vip(bed: Lab, name: str) -> str:
+    """The first virtual IPv4 address of a service."""
+    return str(bed.nodes[0].api("GET", f"/services/{name}")["Endpoint"]["VirtualIPs"][0]["Addr"]).split("/")[0]
+
+
+def address_on(task: dict[str, Any], name: str) -> str:
+    """The IPv4 address of a task on a network."""
+    for attachment in task["NetworksAttachments"]:
+        if attachment["Network"]["Spec"]["Name"] == name:
+            return str(attachment["Addresses"][0]).split("/")[0]
+    raise RuntimeError(f"the task is not on network {name}")
+
+
 def address_on_ingress(task: dict[str, Any]) -> str:
     """The IPv4 address of a task on the ingress network."""
-    for attachment in task["NetworksAttachments"]:
-        if attachment["Network"]["Spec"]["Name"] == "ingress":
-            return str(attachment["Addresses"][0]).split("/")[0]
-    raise RuntimeError("the task is not on the ingress network")
+    return address_on(task, "ingress")
+
+
+def sandbox(task: dict[str, Any]) -> str:
+    """The name of a task's network namespace on its node."""
+    return str(task["ID"])[:12]
+
+
+def node_of(bed: Lab, task: dict[str, Any]) -> Node:
+    """The node a task runs on."""
+    return bed.node(bed.nodes[0].api("GET", f"/nodes/{task['NodeID']}")["Description"]["Hostname"])
+
+
+def inside(task: dict[str, Any]) -> tuple[str, ...]:
+    """What before a command runs it in a task's network namespace, on its node."""
+    return ("ip", "netns", "exec", sandbox(task))
