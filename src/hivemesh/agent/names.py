@@ -149,6 +149,6 @@ def asker(task: Task, networks: Networks, host: HostConf) -> Sandbox:
         netns=netns.path(sandbox_namespace(task.id)),
         networks=tuple(n.id for n in looked_at),
         nameservers=tuple(nameservers),
-        forward=wants_gateway(networks.values()),
+        forward=wants_gateway(task, networks.values()),
         ndots=wants_dots(host, dns),
     )

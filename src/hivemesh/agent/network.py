@@ -281,7 +281,7 @@ class NodeNetwork:
         assert self._view is not None
         assert self._facts is not None
         networks = {network: self._view.networks[network] for network in needed}
-        lease = self._leases.acquire(task.id, self._facts) if wants_gateway(networks.values()) else None
+        lease = self._leases.acquire(task.id, self._facts) if wants_gateway(task, networks.values()) else None
         ports = self._leases.host_ports(task.id, task.ports) if lease else ()
         self._sandboxes[task.id] = Sandbox(task=task, networks=networks, lease=lease, ports=ports)
         wiring = asyncio.create_task(self._wire(task.id), name=f"wire {task.id}")

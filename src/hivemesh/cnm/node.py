@@ -91,10 +91,10 @@ def parts_of(view: View) -> ViewParts:
     )
 
 
-def wants_gateway(networks: Iterable[NetworkItem]) -> bool:
-    """A sandbox has a way out of the node unless all its networks are internal."""
+def wants_gateway(task: Task, networks: Iterable[NetworkItem]) -> bool:
+    """A sandbox has a way out of the node unless all its networks are internal, or the user took it off all of them."""
     found = tuple(networks)
-    return not found or not all(network.internal for network in found)
+    return not all(network.internal for network in found) if found else not task.attached
 
 
 Services = Mapping[NetworkID, tuple[ServiceItem, ...]]
