@@ -41,7 +41,9 @@ from hivemesh.wire.resolver import (
 
 log = logging.getLogger("hivemesh.names")
 
-COMMAND = (sys.executable, "-m", "hivemesh.dns.process")
+_SCRIPT = Path(sys.executable).with_name("hivemesh-resolver")
+COMMAND = (sys.executable, *((str(_SCRIPT),) if _SCRIPT.exists() else ("-m", "hivemesh.dns.process")))
+"""By the name that people look for in a list of processes, where it is installed beside us."""
 START_TIMEOUT = 10.0
 """Seconds until a new resolver greets; it takes 0.2 on a quiet machine."""
 LOOK_AGAIN = 0.005
