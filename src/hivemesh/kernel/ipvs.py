@@ -105,6 +105,8 @@ def differences(namespace: str, wanted: Sequence[VirtualService]) -> list[str]:
     """What is missing or wrong; destinations that drain are neither."""
     if not wanted and not _used(namespace):
         return []
+    if wanted and (lack := missing()):
+        return [lack]
     return call_inside(namespace, lambda: _differences(wanted))
 
 

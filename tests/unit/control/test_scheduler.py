@@ -148,3 +148,16 @@ def test_platforms_are_matched_by_either_name() -> None:
     template = msgspec.structs.replace(wanted.task_template, placement=placement)
     world.create(msgspec.structs.replace(wanted, task_template=template))
     assert {task.node_id for task in world.tasks("web")} == {world.node("n2").id}
+
+
+@pytest.mark.parametrize("label", [("hivemesh.balancer", "ipvs"), ("hivemesh.lb", "lc")])
+def test_service_that_asks_for_ipvs_goes_where_it_is_or_says_that_it_is_nowhere(label: tuple[str, str]) -> None:
+    world = World(2)
+    world.create(msgspec.structs.replace(spec("web", 2), labels=dict([label])))
+    assert {error(task) for task in world.tasks("web")} == {
+        "no suitable node (no IPVS in the kernel (module ip_vs) of 2 nodes)"
+    }
+    node = world.node("n2")
+    description = msgspec.structs.replace(node.description, balancers=("nftables", "ipvs"))
+    world.set_node("n2", description=description)
+    assert {task.node_id for task in world.tasks("web")} == {node.id}
