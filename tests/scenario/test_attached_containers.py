@@ -151,6 +151,9 @@ def test_network_comes_and_goes_with_the_process(lab: Lab) -> None:
         eventually(lambda: _same(asked(first, "c1", "c2"), {late}))
         assert fetched(first, "c1", "c2") == two[:12]
         assert "is not connected to the network mynet" in refused(worker, "network", "disconnect", "mynet", "c2")
+        docker(worker, "network", "disconnect", "other", "c2")
+        assert "eth" not in docker(worker, "exec", "c2", "ip", "address")  # nor a way out
+        docker(worker, "network", "connect", "other", "c2")
         assert "already exists in network other" in refused(worker, "network", "connect", "other", "c2")
         # a command that ends, with all of its output and its exit code, twice
         assert "10.99.0.88" in docker(

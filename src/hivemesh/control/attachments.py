@@ -6,7 +6,7 @@ It is nobody's replica: it runs from the start, its node alone ends it, and it g
 
 from collections.abc import Iterable
 
-from hivemesh.control import lookup
+from hivemesh.control import containerspec, lookup
 from hivemesh.control.grants import Cursors, Grants, NewId
 from hivemesh.model.addr import Address, address_of
 from hivemesh.model.errors import Conflict, Forbidden, Invalid
@@ -31,6 +31,7 @@ def attach(
     `Conflict` (an address, a port or the id is somebody else's) or `Exhausted`.
     """
     before = _own(tx, node, request)
+    containerspec.check_names(request.spec)
     networks = _networks(tx, request)
     _check_ports(tx, node, request)
     wanted = zip(networks, request.networks, strict=True)
@@ -102,6 +103,8 @@ def _networks(tx: Transaction, request: AttachRequest) -> list[Network]:
             raise Forbidden(f"network {name} not manually attachable")
         if network in found:
             raise Invalid(f"network {name} is named twice")
+        for alias in joining.aliases:
+            containerspec.check_name(alias, f"alias of network {name}")
         versions = [address.version for address in joining.addresses]
         if len(set(versions)) < len(versions):
             raise Invalid(f"network {name}: a container can have one address of each family")

@@ -14,7 +14,7 @@ from hivemesh.model.addr import address_of, first_v4
 from hivemesh.model.errors import Conflict, Exhausted, Forbidden, HivemeshError, Invalid, NotFound
 from hivemesh.model.ids import TaskID
 from hivemesh.model.network import IPAMConfig, Network, NetworkSpec
-from hivemesh.model.service import ContainerSpec, PortConfig
+from hivemesh.model.service import ContainerSpec, DNSConfig, PortConfig
 from hivemesh.model.task import Task, TaskState
 from hivemesh.wire.control import AttachReply, AttachRequest, EndpointItem, Joining, PeerItem, TaskItem
 
@@ -106,6 +106,9 @@ def test_wanted_addresses_are_given_or_refused() -> None:
         (request("mynet", "mynet"), Invalid, "twice"),
         (request("mynet", task=TaskID("../etc")), Invalid, "invalid task"),
         (request("mynet", name=""), Invalid, "needs a name"),
+        (request(Joining(network="mynet", aliases=("no name",))), Invalid, "alias of network mynet"),
+        (request("mynet", spec=ContainerSpec(hostname="-x-")), Invalid, "hostname"),
+        (request("mynet", spec=ContainerSpec(dns_config=DNSConfig(nameservers=("x",)))), Invalid, "nameserver|DNS"),
         (
             request("mynet", ports=(publish(8080, mode="host"),)),
             Conflict,
