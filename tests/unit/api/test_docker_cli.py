@@ -8,6 +8,9 @@ import shutil
 import pytest
 from api_harness import Served, manager_api, outside_api, worker_api
 
+from hivemesh.model.ids import TaskID, new_id
+from hivemesh.wire.control import AttachRequest, Joining
+
 pytestmark = pytest.mark.skipif(shutil.which("docker") is None, reason="there is no docker command here")
 
 CREATE = ("service", "create", "--name", "web_ingress_lb", "--replicas", "2", "--publish", "8090:80")
@@ -242,6 +245,24 @@ async def test_network_shows_who_is_on_it_and_what_is_left_of_its_addresses() ->
         v4 = network["Status"]["IPAM"]["Subnets"]["10.9.0.0/24"]
         assert (v4["IPsInUse"], v4["DynamicIPsAvailable"]) == (3 + 4, 253 - 4)
         assert "Services" not in json.loads(await api.docker("network", "inspect", "backend"))[0]
+
+
+async def test_plain_container_is_shown_on_its_network_and_among_no_tasks() -> None:
+    async with manager_api() as api:
+        await api.docker("network", "create", "--driver=overlay", "--attachable", "front")
+        manager, node = api.machine.manager, api.machine.node_id
+        assert manager is not None
+        assert node is not None
+        place = AttachRequest(
+            task=TaskID(new_id()), container="c1", container_id="c" * 64, networks=(Joining(network="front"),)
+        )
+        await manager.attach(node, place)
+        assert await api.docker("node", "ps", "-q") == ""
+        network = json.loads(await api.docker("network", "inspect", "--verbose", "front"))[0]
+        (shown,) = network["Services"][""]["Tasks"]
+        held = network["Containers"]["c" * 64]
+        assert (held["Name"], held["IPv4Address"]) == ("c1", f"{shown['EndpointIP']}/24")
+        assert "is in use by task" in await api.docker_error("network", "rm", "front")
 
 
 async def test_worker_shows_networks_it_heard_of_and_leaves_them_to_managers() -> None:

@@ -49,6 +49,19 @@ def test_task_that_stops_holds_its_address_and_serves_nobody() -> None:
     assert world.insight("front").members == ()
 
 
+def test_task_kept_as_history_is_no_member() -> None:
+    world = World(1)
+    world.create_network("front")
+    world.create(spec(networks=["front"]))
+    world.agents()
+    (failed,) = world.tasks("web")
+    world.report(failed, TaskState.FAILED)
+    assert failed.id in {task.id for task in world.tasks("web")}
+    assert [member.name for member in world.insight("front").members] == [
+        task.name for task in world.tasks("web") if task.id != failed.id
+    ]
+
+
 def test_ingress_shows_the_services_that_publish() -> None:
     world = World(1)
     world.create(spec(ports=[publish(8080)]))

@@ -483,6 +483,7 @@ def test_plain_container_keeps_its_place_through_drain_and_a_lost_node() -> None
     world.set_spec("n2", availability="drain")
     world.set_node("n2", state="down")
     assert world.task(place) == place
+    assert place.desired == RUNNING
     assert world.at_rest()
 
 
