@@ -137,7 +137,7 @@ async def test_a_silent_server_is_waited_for_once(node: Node) -> None:
         assert await node.ask(question(f"n{number}.example")) is not None
     assert len(silent.asked) == 1
     for server in node.forwarder._servers:
-        server.patience = 3600.0  # one that was silent is not waited for so long again while there are others
+        server.patience = 20.0  # one that was silent is not waited for so long again while there are others
     node.clock.advance(30)
     assert await node.ask(question("later.example")) is not None
     silent.answer = record
@@ -145,6 +145,52 @@ async def test_a_silent_server_is_waited_for_once(node: Node) -> None:
     assert await node.ask(question("alive.example")) is not None
     assert await node.ask(question("again.example")) is not None
     assert len(silent.asked) == 4
+
+
+async def test_a_question_that_is_lost_is_sent_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivemesh.dns.upstream.RESEND", 0.01)
+    server = await node.server("127.0.0.1", lambda query: record(query) if len(server.asked) == 2 else None)
+    node.forwarder._patience = 20.0
+    node.name("127.0.0.1")
+    assert await node.ask(question()) is not None
+    assert server.asked[0] == server.asked[1]
+    assert server.peers[0] == server.peers[1]
+
+
+async def test_source_ports_are_replaced_while_an_answer_is_awaited(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hivemesh.dns.upstream.PORT_AGE", 0.0)
+    server = await node.server(
+        "127.0.0.1", lambda query: None if "slow" in str(query.question[0].name) else record(query)
+    )
+    node.forwarder._patience = 20.0
+    node.name("127.0.0.1")
+    slow = [asyncio.create_task(node.ask(question(f"slow{n}.example"))) for n in range(20)]
+    for number in range(40):
+        assert await node.ask(question(f"n{number}.example")) is not None
+    assert len(set(server.peers)) == 60
+    assert server._transport is not None
+    for query, peer in zip(server.asked, server.peers, strict=True):
+        if "slow" in str(query.question[0].name):
+            server._transport.sendto(record(query).to_wire(), peer)
+    assert all(await asyncio.gather(*slow))
+    (asked,) = node.forwarder._node.servers
+    assert not asked._retired
+
+
+async def test_sockets_of_a_server_nobody_asks_are_closed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivemesh.dns.upstream.IDLE", 0.01)
+    node.forwarder._patience = 0.5
+    await node.server("127.0.0.1", record)
+    before = len(os.listdir("/proc/self/fd"))
+    node.name("127.0.0.1")
+    assert await node.ask(question()) is not None
+    (asked,) = node.forwarder._node.servers
+    while asked._ports:  # noqa: ASYNC110 - the timer tells nobody
+        await asyncio.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert await node.ask(question("again.example")) is not None
 
 
 async def test_a_port_nobody_listens_on_costs_no_waiting(node: Node) -> None:
