@@ -97,6 +97,12 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], error: type[HivemeshE
         containers.wish_of(change)
 
 
+def test_network_named_only_by_its_endpoint_is_the_mode_shown() -> None:
+    endpoints = {"EndpointsConfig": {"mynet": {}}}
+    wish = containers.wish_of({"HostConfig": {"NetworkMode": "default"}, "NetworkingConfig": endpoints})
+    assert (wish.mode, wish.networks) == ("mynet", (Joining(network="mynet"),))
+
+
 def test_engine_gets_a_namespace_and_files_and_nothing_else_of_the_network() -> None:
     body = containers.engine_body(CREATE, "owner", "/run/netns/owner", FILES)
     host = body["HostConfig"]

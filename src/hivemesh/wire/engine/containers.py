@@ -110,9 +110,10 @@ def wish_of(body: Json) -> Wish:
         raise Unsupported("MacAddress is not supported on networks of the swarm: a MAC follows from the address")
     if strict.pick(host, "Links"):
         raise Unsupported("HostConfig.Links is not supported: give the other container an alias on the network")
+    names = networks_of(body)
     return Wish(
-        mode=mode,
-        networks=tuple(joining(name, endpoints.get(name)) for name in networks_of(body)),
+        mode=next(iter(names), mode) if mode in ENGINES_OWN else mode,
+        networks=tuple(joining(name, endpoints.get(name)) for name in names),
         spec=ContainerSpec(
             hostname=str(strict.pick(body, "Hostname") or ""),
             hosts=tuple(_hosts_line(str(entry)) for entry in strict.pick(host, "ExtraHosts") or ()),
