@@ -25,19 +25,13 @@ _SMALL_LIMIT = 50
 
 
 def in_turn(found: Sequence[Target]) -> tuple[Address, ...]:
-    """The cycle of smooth weighted round robin; each target of positive weight has a slot at least."""
+    """One cycle; each target has a slot at least. The n-th of a target's w slots stands (n + 1/2) / w into the cycle."""
     weights = _shares([t.weight for t in found])
     if set(weights) <= {1}:
         return tuple(t.address for t in found)
-    total = sum(weights)
-    standing = [0] * len(weights)
-    cycle = []
-    for _ in range(total):
-        standing = [s + w for s, w in zip(standing, weights, strict=True)]
-        first = max(range(len(weights)), key=lambda n: (standing[n], -n))
-        standing[first] -= total
-        cycle.append(found[first].address)
-    return tuple(cycle)
+    # equal fractions are equal as floats: division rounds correctly, on every machine
+    places = sorted(((2 * n + 1) / (2 * w), which) for which, w in enumerate(weights) for n in range(w))
+    return tuple(found[which].address for _, which in places)
 
 
 def _shares(weights: list[int]) -> list[int]:
