@@ -98,7 +98,7 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], error: type[HivemeshE
 
 
 def test_network_named_only_by_its_endpoint_is_the_mode_shown() -> None:
-    endpoints = {"EndpointsConfig": {"mynet": {}}}
+    endpoints: dict[str, Any] = {"EndpointsConfig": {"mynet": {}}}
     wish = containers.wish_of({"HostConfig": {"NetworkMode": "default"}, "NetworkingConfig": endpoints})
     assert (wish.mode, wish.networks) == ("mynet", (Joining(network="mynet"),))
 
