@@ -25,7 +25,7 @@ _SMALL_LIMIT = 50
 
 
 def in_turn(found: Sequence[Target]) -> tuple[Address, ...]:
-    """One cycle; each target has a slot at least. The n-th of a target's w slots stands (n + 1/2) / w into the cycle."""
+    """One cycle; each target has a slot at least: the n-th of w slots, from 0, stands (n + 1/2) / w into the cycle."""
     weights = _shares([t.weight for t in found])
     if set(weights) <= {1}:
         return tuple(t.address for t in found)
