@@ -1,8 +1,8 @@
 """What the resolver answers in a second and what a question costs, beside Docker's own where that is installed.
 
 `dnsperf` asks 127.0.0.11 in a task's namespace, as the container would. Processor time is that of the process that
-answers, at a rate both sides keep up with. One way is measured while the swarm's control loops are at work: tasks of a
-service on the same network come and go, so that its names change all the time.
+answers, at a rate both sides keep up with. Rates are measured again while the control loops of the hivemesh swarm are at
+work: tasks of a service on the same network come and go, so that its names change all the time.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import rig
+from bench.cost import FIRST, prefer
 from bench.footprint import cpu
 from bench.peers import DOCKERD, RIG
 from bench.report import Measure, alternate, compare
@@ -37,9 +38,10 @@ QUESTIONS = {
     "tasks.<service>, three answers": ([f"tasks.{SERVICE} A"], ""),
     "a service's name, the family it lacks": ([f"{SERVICE} AAAA"], ""),
     "forwarded, one name": (["a.up.test A"], "three times Docker's rate"),
+    "forwarded, an answer to keep for a minute": (["kept.up.test A"], ""),
     f"forwarded, {MANY} names in turn": ([f"h{n}.up.test A" for n in range(MANY)], "three times Docker's rate"),
 }
-"""Forwarded answers may not be kept (a TTL of 0), so none comes from a cache."""
+"""Other forwarded answers may not be kept (a TTL of 0), so none of them comes from a cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ class Side:
 
     def ask(self, questions: Path, *extra: str) -> tuple[float, int, float]:
         """Answers per second, how many there were, and how many milliseconds each took on average."""
-        command = [*self.enter, "dnsperf", "-s", "127.0.0.11", "-d", str(questions), "-l", str(SECONDS)]
+        command = [*self.enter, *FIRST, "dnsperf", "-s", "127.0.0.11", "-d", str(questions), "-l", str(SECONDS)]
         done = subprocess.run([*command, "-c", "4", "-q", "20", *extra], capture_output=True, text=True, check=True)
         rate = re.search(r"Queries per second:\s+([\d.]+)", done.stdout)
         count = re.search(r"Queries completed:\s+(\d+)", done.stdout)
@@ -76,7 +78,7 @@ class Side:
 
 
 def main(bed: Lab) -> None:
-    """Prints three tables for each kind of question."""
+    """Prints four tables for each kind of question."""
     for command in ("dnsperf", "dnsmasq"):
         if shutil.which(command) is None:
             print(f"no benchmark of names: {command} is not installed (Debian: dnsperf, dnsmasq-base)")
@@ -88,17 +90,18 @@ def main(bed: Lab) -> None:
         else:
             print(f"without Docker beside it: this needs Debian's docker.io and the rig in {RIG}")
         sides["hivemesh"] = stack.enter_context(ours(bed))
+        for side in sides.values():
+            prefer(side.pid)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for title, (lines, goal) in QUESTIONS.items():
             questions = folder / "questions"
             questions.write_text("\n".join(lines) + "\n")
             rates: dict[str, Measure] = {name: partial(side.rate, questions) for name, side in sides.items()}
-            rates["hivemesh, names changing all the time"] = partial(
-                while_busy, bed, partial(sides["hivemesh"].rate, questions)
-            )
+            busy: dict[str, Measure] = {name: partial(while_busy, bed, rate) for name, rate in rates.items()}
             costs: dict[str, Measure] = {name: partial(side.cost, questions) for name, side in sides.items()}
             note = f"goal: {goal}" if goal else ""
             compare(f"names: {title}", "answers/s", alternate(rates, ROUNDS), note)
+            compare(f"names: {title}, a busy swarm beside it", "answers/s", alternate(busy, ROUNDS), note)
             for side in sides.values():
                 side.waits.clear()
             compare(f"names: {title}, {RATE} a second", "us of processor", alternate(costs, ROUNDS), note, 1)
@@ -151,9 +154,10 @@ def while_busy(bed: Lab, measure: Measure) -> float:
 def upstream(namespace: str, address: str) -> Iterator[None]:
     """A name server that knows everything under up.test, for no time."""
     command = [
-        "ip", "netns", "exec", namespace,
+        "ip", "netns", "exec", namespace, *FIRST,
         "dnsmasq", "--keep-in-foreground", "--user=root", f"--listen-address={address}", "--bind-interfaces",
-        "--no-hosts", "--no-resolv", "--address=/up.test/192.0.2.1", "--conf-file=/dev/null", "--pid-file=",
+        "--no-hosts", "--no-resolv", "--address=/up.test/192.0.2.1",
+        "--host-record=kept.up.test,192.0.2.2,60", "--conf-file=/dev/null", "--pid-file=",
     ]  # fmt: skip
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
