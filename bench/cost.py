@@ -9,12 +9,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import rig
+from bench.ahead import FIRST, prefer
 from bench.report import facts, percentile
 from hivemesh.lab.lab import Lab
 from hivemesh.lab.machine import Machine, all_processes
@@ -23,18 +24,6 @@ SOURCE = Path(__file__).with_name("serial.c")
 ROUNDS, BATCHES = 20, 60
 SIZES = {"keep": 25, "close": 5}
 UNDISTURBED = 0.02
-PRIORITY = -10
-FIRST = (
-    "setsid",
-    "--wait",
-    "sh",
-    "-c",
-    f'echo {PRIORITY} 2>/dev/null >/proc/self/autogroup; exec nice -n {PRIORITY} "$0" "$@"',
-)
-"""What before a command lets it run ahead of whatever else the machine does.
-
-A priority alone counts among the processes of a session only, where the kernel groups by session (sched(7)).
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +49,6 @@ def pin(bed: Lab, tasks: Sequence[dict[str, Any]], processor: int) -> None:
                 prefer(process.pid)
         except OSError:
             continue  # it has ended meanwhile
-
-
-def prefer(process: int) -> None:
-    """Let all threads of a process, and of its session, run ahead as `FIRST` does."""
-    with suppress(OSError):  # a kernel that does not group
-        Path(f"/proc/{process}/autogroup").write_text(str(PRIORITY))
-    for thread in os.listdir(f"/proc/{process}/task"):
-        with suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, int(thread), PRIORITY)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What the resolver answers in a second and what a question costs, beside Docker's own where that is installed.
 
 `dnsperf` asks 127.0.0.11 in a task's namespace, as the container would. Processor time is that of the process that
-answers, at a rate both sides keep up with. Rates are measured again while the control loops of the hivemesh swarm are at
-work: tasks of a service on the same network come and go, so that its names change all the time.
+answers, at a rate both sides keep up with. Rates are measured again while the control loops of the hivemesh swarm are
+busy: tasks of a service on the same network come and go, so that its names change all the time.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import rig
-from bench.cost import FIRST, prefer
+from bench.ahead import FIRST, prefer
 from bench.footprint import cpu
 from bench.peers import DOCKERD, RIG
 from bench.report import Measure, alternate, compare

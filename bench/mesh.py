@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench import cost, rig
+from bench.ahead import FIRST
 from bench.report import alternate, compare
 from hivemesh.lab.lab import Lab
 from hivemesh.lab.machine import Machine
@@ -20,7 +21,7 @@ NODE_1, NODE_2 = "198.51.100.11", "198.51.100.12"
 def requests(machine: Machine, url: str, *, close: bool, inside: tuple[str, ...] = ()) -> Callable[[], float]:
     """Requests per second with `CONNECTIONS` clients, each keeping its connection or making one per request."""
     header = ("-H", "Connection: close") if close else ()
-    command = (*inside, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", *header, url)
+    command = (*inside, *FIRST, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", *header, url)
 
     def run() -> float:
         said = machine.exec(*command).stdout
@@ -35,7 +36,7 @@ def requests(machine: Machine, url: str, *, close: bool, inside: tuple[str, ...]
 
 def stream(machine: Machine, url: str, inside: tuple[str, ...] = ()) -> Callable[[], float]:
     """Gbit/s of one TCP connection."""
-    command = (*inside, "curl", "-sS", "-o", "/dev/null", "-w", "%{speed_download}", f"{url}/bytes/{STREAM}")
+    command = (*inside, *FIRST, "curl", "-sS", "-o", "/dev/null", "-w", "%{speed_download}", f"{url}/bytes/{STREAM}")
     return lambda: float(machine.exec(*command).stdout) * 8 / 1e9
 
 
@@ -49,6 +50,8 @@ def main(bed: Lab) -> None:
     host, mesh = f"http://{NODE_2}:8091", f"http://{NODE_1}:8090"
     direct = f"http://{rig.address_on_ingress(rig.running(bed, 'mesh')[0])}:8090"
     n1 = bed.node("n1")
+    rig.allow_many_connections(client)
+    rig.allow_many_connections(n1, sandbox)
     kept, fresh = partial(requests, close=False), partial(requests, close=True)
     for title, unit, digits, way, goal in (
         ("keep-alive", "requests/s", 0, kept, "0.56 (Swarm with IPVS: 0.46)"),

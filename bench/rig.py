@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+from bench.ahead import prefer
 from hivemesh.lab.lab import Lab, LabSettings
+from hivemesh.lab.machine import Machine
 from hivemesh.lab.node import Node
 
 IMAGE = "localhost/whoami"
@@ -19,6 +21,9 @@ def lab(name: str = "bench", nodes: int = 3, engine: str = "podman") -> Iterator
     bed = Lab(name, LabSettings(nodes=nodes, engine=engine))
     bed.up()
     try:
+        for node in bed.nodes:
+            for process in node.processes():
+                prefer(process.pid)
         yield bed
     finally:
         bed.down()
@@ -128,3 +133,12 @@ def node_of(bed: Lab, task: dict[str, Any]) -> Node:
 def inside(task: dict[str, Any]) -> tuple[str, ...]:
     """What before a command runs it in a task's network namespace, on its node."""
     return ("ip", "netns", "exec", sandbox(task))
+
+
+def allow_many_connections(machine: Machine, inside: tuple[str, ...] = ()) -> None:
+    """Let a client make thousands of connections a second to one address.
+
+    Ports that wait for a minute after each use are soon most of them, and then looking for a free one takes longer than
+    all that is to be measured. With these settings a port waits for a second.
+    """
+    machine.exec(*inside, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=1024 65000")
