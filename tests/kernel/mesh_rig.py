@@ -31,7 +31,7 @@ from hivemesh.kernel.api import NamespacePlan
 from hivemesh.model.addr import MAC, VNI, Address, Interface
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
-from hivemesh.model.service import PortConfig, TaskSpec
+from hivemesh.model.service import Balance, PortConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import Backend, NetworkItem, PeerItem, PublishItem
 
@@ -447,6 +447,7 @@ class Rig:
     nodes: dict[int, Node] = field(default_factory=dict)
     underlay: list[Node] = field(default_factory=list)
     six: bool = False  # tunnels over IPv6
+    balance: Balance = field(default_factory=Balance)
 
     @property
     def client(self) -> Node:
@@ -484,6 +485,7 @@ class Rig:
                         protocol=port.protocol,
                         port=port.published_port,
                         backends=backends,
+                        balance=self.balance,
                     )
                 )
         return found

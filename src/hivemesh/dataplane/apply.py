@@ -268,7 +268,9 @@ class Applier:
                 for delta in held.deltas.values():
                     delta.believe(())
             door = self._linux.door(plan.namespace)
-            lack = self._linux.ipvs_missing() if plan.ipvs and IPVS in doubtful else ""  # its settings come with it
+            # before the settings, which come with the module
+            first = IPVS in doubtful or held.plan is None or not held.plan.ipvs
+            lack = self._linux.ipvs_missing() if plan.ipvs and first else ""
             early, late = settings_by_time(plan)
             self._settings(held, plan, early, doubtful, tally)
             if LINK in doubtful or held.plan is None or held.plan.links != plan.links:

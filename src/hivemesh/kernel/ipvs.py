@@ -152,7 +152,7 @@ def _ensure(wanted: Sequence[VirtualService], before: Sequence[VirtualService] |
     with _Door() as door:
         known = {_key(service): service for service in before or ()}
         actual = dict(door.services()) if before is None else None
-        if wanted and before is None and door.tcp_timeout() != TCP_TIMEOUT:
+        if wanted and not before and door.tcp_timeout() != TCP_TIMEOUT:
             door.set_tcp_timeout(TCP_TIMEOUT)
             done.changed.append("TCP timeout")
         for service in wanted:

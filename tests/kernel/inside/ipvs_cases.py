@@ -85,6 +85,12 @@ def test_services_of_both_families_are_there_and_a_second_time_changes_nothing(a
     assert ensure(Applier(), wanted) == 0  # a process without memory
 
 
+def test_first_service_of_a_namespace_brings_its_settings_with_it(applier: Applier) -> None:
+    ensure(applier, plan())
+    ensure(applier, plan(service((BACKEND, 1))))
+    assert str(ipvs.TCP_TIMEOUT) in ipvsadm("-l", "--timeout")
+
+
 def test_change_reaches_what_it_changes(applier: Applier) -> None:
     ensure(applier, plan(service((BACKEND, 1), (OTHER, 1)), service((BACKEND, 1), mark=9)))
     ensure(applier, plan(service((OTHER, 2), scheduler="sh"), service((BACKEND, 1), mark=9)))

@@ -88,6 +88,10 @@ def a_task(number: int, *, args: tuple[str, ...] = (), image: str = IMAGE, host_
     )
 
 
+BALANCER: Any = os.environ.get("HIVEMESH_TEST_BALANCER", "nftables")
+PATIENCE = 10 if "HIVEMESH_GUEST" in os.environ else 1  # an emulated machine is that much slower
+
+
 class Manager:
     """What the agent would talk to: sends views, remembers answers."""
 
@@ -144,7 +148,7 @@ class Manager:
 
 
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(seconds * PATIENCE):
         while not condition():  # noqa: ASYNC110 - conditions of the kernel have no event
             await asyncio.sleep(0.01)
 
@@ -170,6 +174,7 @@ class Machine:
             data_dir=self.root,
             vtep=VTEP,
             clock=SystemClock(),
+            balancer=BALANCER,
         )
 
     @contextlib.asynccontextmanager
