@@ -61,6 +61,17 @@ class Sandboxes(Protocol):
         """
         ...
 
+    async def secrets(self, task: Task, hostname: str) -> dict[str, str]:
+        """Secrets and configs, files in memory by the path where each belongs in the container, once they are there.
+
+        `hostname` is the node's. Raises `HivemeshError`.
+        """
+        ...
+
+    def forget_secrets(self, task: TaskID) -> None:
+        """The task has ended, and so does what it had in memory."""
+        ...
+
     def forget(self, task: TaskID) -> None:
         """The container is removed, and the files may be."""
         ...
@@ -99,6 +110,7 @@ class Executor:
         self._container = found.id if found else item.task.status.container_id
         self._status = item.task.status
         self._pid = found.pid if found else 0
+        self._secrets: dict[str, str] = {}
         self._check: Check | None = None
         self._check_known = False
         self._gone = False
@@ -159,6 +171,7 @@ class Executor:
             self._say(TaskState.FAILED if failed else TaskState.REJECTED, self._status.message, err=str(error))
         finally:
             if self._status.state.dead:
+                self._sandboxes.forget_secrets(self.task.id)
                 await self._insist(lambda: self._sandboxes.detach(self.task.id), "unplug")
 
     async def _begin(self) -> None:
@@ -173,7 +186,8 @@ class Executor:
         # What is short runs to its end, so that we know the container's id
         request = container_request(self.task, netns, self._hostname)
         files = self._sandboxes.files(self.task, request.hostname)
-        self._container = await self._engine.create(dataclasses.replace(request, files=files))
+        request = dataclasses.replace(request, files=files, secrets=self._secrets)
+        self._container = await self._engine.create(request)
         if not request.hostname:
             self._sandboxes.files(self.task, self._container[:SHORT_ID])
         self._say(TaskState.READY, "prepared")
@@ -188,11 +202,12 @@ class Executor:
         self._pid = info.pid
 
     async def _prepare(self, image: str) -> str:
-        """Sandbox and image at the same time; the path of the sandbox's namespace."""
+        """Sandbox and image at the same time, then what the task may know; the path of the sandbox's namespace."""
         wiring = asyncio.ensure_future(self._sandboxes.attach(self.task))
         try:
             await self._engine.ensure_image(image)
             await self._learn_check()
+            self._secrets = await self._sandboxes.secrets(self.task, self._hostname)
             return await wiring
         finally:
             wiring.cancel()
@@ -285,6 +300,7 @@ class Executor:
         await self._sandboxes.detach(self.task.id)
         if self._container:
             await self._engine.remove(self._container)
+        self._sandboxes.forget_secrets(self.task.id)
         self._sandboxes.forget(self.task.id)
 
     # --- waiting and telling --------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Who this node is in its swarm: a small file of facts, and its certificate with its key.
 
 On disk, under the data directory: `node.json`, `certificates/ca.pem` and `certificates/node.pem`. Certificate and
-key share one file, so that renewing replaces both in one rename.
+key share one file, so that renewing replaces both in one rename. A manager also has `certificates/store.key`, which
+opens what is confidential in its store.
 """
 
 import os
@@ -18,12 +19,14 @@ from hivemesh.model.errors import Invalid
 from hivemesh.model.ids import ClusterID, NodeID
 from hivemesh.model.node import Role
 from hivemesh.pki import client_context, validity
+from hivemesh.pki.seal import new_seal_key
 from hivemesh.wire import codec
 
 FORMAT = 1
 """Of `node.json`; another number means another version of hivemesh wrote it."""
 FACTS = "node.json"
 CERTIFICATES = "certificates"
+STORE_KEY = "store.key"
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +124,27 @@ def load(data_dir: Path) -> Identity | None:
             "`swarm leave --force` and join again"
         ) from None
     return identity
+
+
+def store_key(data_dir: Path) -> bytes:
+    """The key that opens a manager's store. Raises `Invalid` when it is not there."""
+    path = data_dir / CERTIFICATES / STORE_KEY
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Invalid(
+            f"the key of the store, {path}, cannot be read ({error.strerror}): restore it from a backup, or leave the "
+            "swarm with `swarm leave --force` and begin a new one"
+        ) from None
+
+
+def create_store_key(data_dir: Path) -> bytes:
+    """A new key for a new store, on disk when this returns."""
+    directory = data_dir / CERTIFICATES
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = new_seal_key()
+    write_private(directory / STORE_KEY, key)
+    return key
 
 
 def forget(data_dir: Path) -> None:

@@ -7,6 +7,7 @@ What stays true
 - The last view is kept on disk. A daemon that starts without a manager keeps and repairs the network of that view and
   adopts its containers; it begins nothing new and removes nothing until a manager has spoken.
 - No engine call ever holds up the network.
+- Secrets and configs are never on that disk: see `secrets.py`.
 """
 
 import asyncio
@@ -24,8 +25,10 @@ from hivemesh.agent.identity import write_private
 from hivemesh.agent.leases import Leases
 from hivemesh.agent.names import NodeNames, Resolver
 from hivemesh.agent.network import Kernel, NodeNetwork
+from hivemesh.agent.secrets import TaskSecrets, is_confidential
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import ViewParts, parts_of
+from hivemesh.config import RUN_DIR
 from hivemesh.dataplane.balancer.engines import BASE
 from hivemesh.dataplane.balancer.engines import Engine as Balancer
 from hivemesh.engine.api import TASK_LABEL, ContainerInfo, Engine
@@ -72,12 +75,14 @@ class Worker:
         vtep: Address,
         clock: Clock,
         balancer: Balancer = BASE,
+        run_dir: Path = RUN_DIR,
     ) -> None:
         self._port = port
         self._engine = engine
         self._clock = clock
         self._directory = data_dir / "agent"
         self._files = SandboxFiles(self._directory / "tasks")
+        self._secrets = TaskSecrets(run_dir / "secrets")
         self._network = NodeNetwork(
             applier,
             NodeNames(resolver, self._files, self._applied),
@@ -116,8 +121,10 @@ class Worker:
         first, self._assigned = not self._assigned, True
         self._view, self._revision, self._parts = view, revision, parts_of(view)
         self._network.want(self._parts, revision, sweep=first)
+        self._secrets.learn(view)
         if first:
             self._files.keep(self._parts.tasks.keys())
+            self._secrets.keep({task for task, item in self._parts.tasks.items() if not item.task.status.state.dead})
         self._save_due.set()
         self._update_tasks()
 
@@ -151,6 +158,10 @@ class Worker:
             if isinstance(outcome, BaseException):
                 log.warning("cannot stop a container: %s", outcome)
         await self._network.dissolve()
+        try:
+            await asyncio.to_thread(self._secrets.dissolve)
+        except OSError as error:
+            log.warning("what tasks had in memory remains: %s", error)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _end(self, container: str) -> None:
@@ -195,7 +206,7 @@ class Worker:
         executor = Executor(
             item,
             engine=self._engine,
-            sandboxes=_Sandboxes(self._network, self._files, self._port),
+            sandboxes=_Sandboxes(self._network, self._files, self._secrets, self._port),
             clock=self._clock,
             hostname=socket.gethostname(),
             found=found,
@@ -257,7 +268,8 @@ class Worker:
             await self._save_due.wait()
             await asyncio.sleep(SAVE_PERIOD)  # also so that the kernel comes first
             self._save_due.clear()
-            saved = _Saved(self._revision, tuple(self._view.values()))
+            items = tuple(item for item in self._view.values() if not is_confidential(item))
+            saved = _Saved(self._revision, items)
             try:
                 await asyncio.to_thread(_write, self._directory / "view.msgpack", saved)
             except OSError as error:
@@ -267,9 +279,10 @@ class Worker:
 class _Sandboxes:
     """What an executor needs of the rest of the node."""
 
-    def __init__(self, network: NodeNetwork, files: SandboxFiles, port: AgentPort) -> None:
+    def __init__(self, network: NodeNetwork, files: SandboxFiles, secrets: TaskSecrets, port: AgentPort) -> None:
         self._network = network
         self._files = files
+        self._secrets = secrets
         self._port = port
 
     async def attach(self, task: Task) -> str:
@@ -280,6 +293,12 @@ class _Sandboxes:
 
     def files(self, task: Task, hostname: str) -> dict[str, str]:
         return self._network.files(task, hostname)
+
+    async def secrets(self, task: Task, hostname: str) -> dict[str, str]:
+        return await self._secrets.provide(task, hostname)
+
+    def forget_secrets(self, task: TaskID) -> None:
+        self._secrets.remove(task)
 
     def forget(self, task: TaskID) -> None:
         self._files.remove(task)

@@ -33,6 +33,9 @@ GRPC_CODE: dict[type[HivemeshError], str] = {
 }
 """What Docker's control plane puts before its words; look-ups and "not a manager" have nothing before theirs."""
 
+STILL_USED = "is in use by the following service"
+"""Of a secret or a config: for once, that is `InvalidArgument`."""
+
 PRECONDITION = ("is in use by", "is not down", "cannot be removed", "can't be removed", "last manager")
 """Refusals because of the cluster's state rather than of a name taken: 400 `FailedPrecondition` in Docker."""
 
@@ -73,7 +76,9 @@ def control_plane() -> Iterator[None]:
     except HivemeshError as error:
         text, status = str(error), status_of(error)
         code = next((GRPC_CODE[kind] for kind in type(error).__mro__ if kind in GRPC_CODE), None)
-        if isinstance(error, Invalid | Conflict) and any(words in text for words in PRECONDITION):
+        if STILL_USED in text:
+            pass
+        elif isinstance(error, Invalid | Conflict) and any(words in text for words in PRECONDITION):
             code, status = "FailedPrecondition", 400
         elif isinstance(error, Conflict) and "already exists" in text and "name conflicts" not in text:
             text = f"name conflicts with an existing object: {text}"

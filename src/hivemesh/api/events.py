@@ -17,6 +17,7 @@ from hivemesh.api.http import Filters, any_of, filters_of, labels_match, local_o
 from hivemesh.model.errors import HivemeshError, Invalid
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
+from hivemesh.model.secret import Config, Secret
 from hivemesh.model.service import Service
 from hivemesh.store.api import Event
 from hivemesh.store.tables import PREFIX
@@ -40,13 +41,13 @@ FILTERS = (
     "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret",
     "service", "type", "volume",
 )  # fmt: skip
-SWARM_TYPES = {"service", "node", "network"}
+SWARM_TYPES = {"service", "node", "network", "secret", "config"}
 ENGINE_FILTERS = {"container", "event", "image", "label", "type", "volume"}
 """What Podman's event filters know; with any other the engine has nothing to say."""
 ENGINE_TYPES = {"container", "image", "volume", "network"}
 
-Watched = Service | Node | Network
-KINDS: dict[str, type[Watched]] = {PREFIX[Service]: Service, PREFIX[Node]: Node, PREFIX[Network]: Network}
+Watched = Service | Node | Network | Secret | Config
+KINDS: dict[str, type[Watched]] = {PREFIX[kind]: kind for kind in (Service, Node, Network, Secret, Config)}
 Message = dict[str, Any]
 
 
@@ -58,7 +59,7 @@ def facts(value: Watched) -> dict[str, str]:
             return {"image": container.image, "replicas": str(value.spec.replicas)}
         case Node():
             return {"availability": value.spec.availability, "role": value.spec.role, "state": value.state}
-        case Network():
+        case Network() | Secret() | Config():
             return {}
 
 
@@ -110,6 +111,7 @@ class Hub:
         self._manager = manager
         view = manager.tables.view
         present: list[Watched] = [*view.all(Service), *view.all(Node), *view.all(Network)]
+        present += [*view.all(Secret), *view.all(Config)]
         self._seen = {PREFIX[type(value)] + value.id: value for value in present}
         manager.tables.on_commit(lambda events: self._committed(manager, events))
 

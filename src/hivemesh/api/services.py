@@ -13,7 +13,7 @@ from hivemesh.api.http import (
     manager_of,
     version_of_object,
 )
-from hivemesh.model.errors import Invalid, NotFound, Unsupported
+from hivemesh.model.errors import Invalid, Unsupported
 from hivemesh.model.service import Service
 from hivemesh.wire.engine import objects, requests
 
@@ -83,26 +83,6 @@ async def logs(request: web.Request) -> web.Response:
     raise Unsupported(
         "service logs are not supported yet: find the task's node with `docker service ps` and read `docker logs` there"
     )
-
-
-@routes.get(r"/{kind:secrets|configs}")
-async def list_none(request: web.Request) -> web.Response:
-    """There are none; `stack rm` and scripts list them all the same."""
-    manager_of(request)
-    return answer([])
-
-
-@routes.post(r"/{kind:secrets|configs}/create")
-async def create_none(request: web.Request) -> web.Response:
-    manager_of(request)
-    raise Unsupported(f"{request.match_info['kind']} are not supported yet")
-
-
-@routes.route("*", r"/{kind:secrets|configs}/{ref}")
-@routes.route("*", r"/{kind:secrets|configs}/{ref}/update")
-async def find_none(request: web.Request) -> web.Response:
-    manager_of(request)
-    raise NotFound(f"{request.match_info['kind'].removesuffix('s')} {request.match_info['ref']} not found")
 
 
 @routes.get(r"/distribution/{name:.+}/json")

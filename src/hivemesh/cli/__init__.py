@@ -13,6 +13,8 @@ COMMANDS = {
     "node": ("hivemesh.cli.node:node", "Machines of the swarm"),
     "service": ("hivemesh.cli.service:service", "Services: what the swarm runs"),
     "network": ("hivemesh.cli.network:network", "Networks that span the swarm"),
+    "secret": ("hivemesh.cli.secret:secret", "Secrets: files that only some tasks may know"),
+    "config": ("hivemesh.cli.config:config", "Configs: files for tasks"),
     "info": ("hivemesh.cli.system:info", "Show this machine and its place in a swarm"),
     "version": ("hivemesh.cli.system:version", "Show the versions of command and daemon"),
     "events": ("hivemesh.cli.system:events", "Follow what changes, as it happens"),

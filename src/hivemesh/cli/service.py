@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hivemesh.cli import namespec, output, progress, servicespec, tasks, values
+from hivemesh.cli import namespec, output, payloadspec, progress, servicespec, tasks, values
 from hivemesh.cli.servicespec import shared_options
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
@@ -52,6 +52,7 @@ def service() -> None:
 @click.option("--cap-drop", multiple=True, metavar="CAP", help="Capability to drop; may be repeated.")
 @click.option("--sysctl", multiple=True, metavar="KEY=VALUE", help="Kernel setting of the container; may be repeated.")
 @namespec.create_options
+@payloadspec.create_options
 @detach_option
 @still_option
 @click.argument("image")
@@ -86,6 +87,7 @@ async def create(
       hivemesh service create --name web --replicas 2 --publish 8080:80 localhost/whoami
       hivemesh service create --name db --network name=backend,alias=sql --constraint node.labels.disk==ssd postgres:16
       hivemesh service create --name api --network backend --endpoint-mode dnsrr --health-cmd 'curl -f localhost' my/api
+      hivemesh service create --secret source=key,target=ssl.key,mode=0400 --config site.conf my/web
       hivemesh service create --publish published=53,target=53,protocol=udp,mode=host my/dns -v
       hivemesh service create --mode replicated-job --replicas 10 --max-concurrent 2 my/convert
       hivemesh service create --update-order start-first --update-failure-action rollback my/web
@@ -113,6 +115,7 @@ async def create(
     }
     servicespec.apply_shared(spec, shared)
     namespec.apply_created(spec["TaskTemplate"]["ContainerSpec"], shared)
+    await payloadspec.apply_created(client, spec["TaskTemplate"]["ContainerSpec"], shared)
     identifier = (await client.post("/services/create", spec))["ID"]
     click.echo(identifier)
     if not detach:
@@ -267,6 +270,7 @@ async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, .
 @click.option("--constraint-add", multiple=True, metavar="EXPR", help="Add a constraint; may be repeated.")
 @click.option("--constraint-rm", multiple=True, metavar="EXPR", help="Remove a constraint; may be repeated.")
 @namespec.update_options
+@payloadspec.update_options
 @detach_option
 @still_option
 @click.argument("ref", metavar="SERVICE")
@@ -319,6 +323,7 @@ async def update(
             template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
         servicespec.apply_shared(spec, shared)
         namespec.apply_updated(container, shared)
+        await payloadspec.apply_updated(client, container, shared)
         container["Env"] = servicespec.changed_env(container.get("Env") or (), env_add, env_rm)
         container["Labels"] = servicespec.changed_labels(
             container.get("Labels"), container_label_add, container_label_rm

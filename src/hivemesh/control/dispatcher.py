@@ -15,7 +15,7 @@ import msgspec
 from hivemesh.clock import Clock
 from hivemesh.control.inbox import Inbox, NodeNews
 from hivemesh.control.monitor import Monitor
-from hivemesh.control.packing import Packer
+from hivemesh.control.packing import Packer, pieces
 from hivemesh.control.views import Deriver, NodeView, difference
 from hivemesh.model.errors import Conflict, Forbidden, Invalid
 from hivemesh.model.ids import NodeID, TaskID
@@ -80,17 +80,17 @@ class Session:
         if frame.pending == 0:
             self._acked = max(self._acked, frame.revision)
 
-    def advance(self, view: NodeView) -> FromManager | None:
-        """The frame that takes the agent to `view`, if it needs one."""
+    def advance(self, view: NodeView) -> list[FromManager]:
+        """The frames that take the agent to `view`, if it needs any."""
         before, self._sent = self._sent, view
         if before is None:
             self._frame = view.revision
-            return Snapshot(revision=view.revision, items=tuple(view.items()))
+            return pieces(Snapshot(revision=view.revision, items=tuple(view.items())))
         changed, removed = difference(before, view)
         if not changed and not removed:
-            return None
+            return []
         base, self._frame = self._frame, view.revision
-        return Delta(base=base, revision=view.revision, changed=tuple(changed), removed=tuple(removed))
+        return pieces(Delta(base=base, revision=view.revision, changed=tuple(changed), removed=tuple(removed)))
 
 
 class Dispatcher:
@@ -203,10 +203,10 @@ class Dispatcher:
                 if welcome != session.welcome:
                     session.welcome = welcome
                     await session.channel.send(codec.pack(welcome))
-                frame = session.advance(view)
-                if frame is None:
+                frames = session.advance(view)
+                if not frames:
                     self._settle()
-                else:
+                for frame in frames:
                     await session.channel.send(self._packer.pack(frame))
         except ConnectionError:
             pass  # the reader sees the end of the connection too

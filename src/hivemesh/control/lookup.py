@@ -6,11 +6,13 @@ from typing import TypeVar
 from hivemesh.model.errors import Invalid, NotFound
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
+from hivemesh.model.secret import Config, Secret
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task
 from hivemesh.store.tables import View
 
-T = TypeVar("T", Node, Network, Service, Task)
+T = TypeVar("T", Node, Network, Service, Task, Secret, Config)
+P = TypeVar("P", Secret, Config)
 
 
 def service(view: View, reference: str) -> Service:
@@ -28,6 +30,11 @@ def node(view: View, reference: str) -> Node:
 
 def task(view: View, reference: str) -> Task:
     return _find("task", reference, view.get(Task, reference), view.all(Task), None)
+
+
+def payload(view: View, kind: type[P], reference: str) -> P:
+    """A secret or a config."""
+    return _find(kind.__name__.lower(), reference, view.get(kind, reference), view.all(kind), lambda p: p.spec.name)
 
 
 def _find(kind: str, reference: str, exact: T | None, candidates: Iterable[T], name: Callable[[T], str] | None) -> T:

@@ -21,6 +21,7 @@ from hivemesh.control import (
     orchestrator,
     reaper,
     scheduler,
+    secrets,
     services,
     swarm,
 )
@@ -31,6 +32,7 @@ from hivemesh.model.errors import Exhausted, HivemeshError
 from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.network import Network, NetworkSpec
 from hivemesh.model.node import Node, NodeSpec
+from hivemesh.model.secret import Config, PayloadSpec, Secret
 from hivemesh.model.service import Service, ServiceSpec
 from hivemesh.model.task import Task
 from hivemesh.store.tables import Tables, Transaction
@@ -39,7 +41,8 @@ from hivemesh.wire.insight import Insight, Insights
 
 log = logging.getLogger("hivemesh.control")
 
-T = TypeVar("T", Cluster, Node, Network, Service, Task)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, Secret, Config)
+P = TypeVar("P", Secret, Config)
 ROUNDS = 5
 """Passes until nothing changes; two do in practice (what one made, the next finds right)."""
 RETRY = 1.0
@@ -162,6 +165,26 @@ class Manager:
     def insights(self) -> Insights:
         """All networks, the oldest first."""
         return insight.overview(self.tables.view)
+
+    # --- secrets and configs
+
+    async def create_payload(self, kind: type[P], spec: PayloadSpec) -> P:
+        """`kind` is `Secret` or `Config`."""
+        return await self._change(lambda tx, now: secrets.create(tx, kind, spec, now, self._new_id()))
+
+    async def update_payload(self, kind: type[P], ref: str, version: int, spec: PayloadSpec) -> P:
+        """Labels only. Raises `OutOfSequence` unless `version` is the object's."""
+        return await self._change(lambda tx, now: secrets.update(tx, kind, ref, version, spec, now))
+
+    async def remove_payload(self, kind: type[P], ref: str) -> None:
+        """Raises `Invalid` while a service uses it."""
+        await self._change(lambda tx, now: secrets.remove(tx, kind, ref))
+
+    def payload(self, kind: type[P], ref: str) -> P:
+        return lookup.payload(self.tables.view, kind, ref)
+
+    def payloads(self, kind: type[P]) -> Collection[P]:
+        return self.tables.view.all(kind)
 
     # --- nodes and tasks
 

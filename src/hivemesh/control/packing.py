@@ -5,7 +5,32 @@ from collections.abc import Iterable
 import msgspec
 
 from hivemesh.wire import codec
-from hivemesh.wire.control import AnyItem, Delta, FromManager, Snapshot, TaskItem
+from hivemesh.wire.control import AnyItem, Delta, FromManager, PayloadItem, Snapshot, TaskItem
+
+PIECE = 4 << 20
+"""Bytes of secrets and configs in one frame. A node may need more of them than a frame can hold (`MAX_FRAME`)."""
+
+
+def pieces(frame: Snapshot | Delta) -> list[FromManager]:
+    """`frame` as several that come to the same: those that follow hold secrets and configs, which tasks wait for."""
+    items = frame.items if isinstance(frame, Snapshot) else frame.changed
+    payloads = [item for item in items if isinstance(item, PayloadItem)]
+    if sum(len(item.data) for item in payloads) <= PIECE:
+        return [frame]
+    rest = tuple(item for item in items if not isinstance(item, PayloadItem))
+    first = {"items": rest} if isinstance(frame, Snapshot) else {"changed": rest}
+    groups: list[list[AnyItem]] = []
+    left = 0
+    for item in payloads:
+        if left < len(item.data):
+            groups.append([])
+            left = PIECE
+        groups[-1].append(item)
+        left -= len(item.data)
+    further = [
+        Delta(base=frame.revision, revision=frame.revision, changed=tuple(group), removed=()) for group in groups
+    ]
+    return [msgspec.structs.replace(frame, **first), *further]
 
 
 class Packer:

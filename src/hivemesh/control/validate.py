@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hivemesh.control import balance, constraints, containerspec
+from hivemesh.control import balance, constraints, containerspec, secrets
 from hivemesh.model.errors import Conflict, Invalid, NotFound, Unsupported
 from hivemesh.model.network import Network
 from hivemesh.model.service import (
@@ -53,6 +53,7 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
     balance.check_labels(spec.labels, balance.OF_SERVICES)
     balance.balance_of(spec.labels)
     _template(spec.task_template)
+    secrets.check_references(view, spec.task_template.container_spec)
     _update(spec.update_config, "UpdateConfig")
     _update(spec.rollback_config, "RollbackConfig")
     if spec.rollback_config is not None and spec.rollback_config.failure_action == "rollback":

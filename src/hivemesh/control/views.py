@@ -11,23 +11,27 @@ from itertools import chain
 
 from hivemesh.control.serving import Group, Serving, same, sites_of
 from hivemesh.model.cluster import Cluster
-from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.ids import NetworkID, NodeID, PayloadID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network
 from hivemesh.model.node import Node
+from hivemesh.model.secret import Config, Payload, Secret, payloads_of
 from hivemesh.model.service import Service
 from hivemesh.model.task import Attachment, Task, TaskState
 from hivemesh.store.tables import View as Store
 from hivemesh.wire.control import (
     AnyItem,
+    ConfigItem,
     NetworkItem,
     NodeItem,
     PeerItem,
+    SecretItem,
     TaskItem,
     View,
     key_of,
 )
 
 Peers = Mapping[NetworkID, Mapping[NodeID, Group]]
+Used = tuple[type[Payload], PayloadID]
 EMPTY: Group = {}
 
 
@@ -41,6 +45,7 @@ class NodeView:
     publishes: Group
     networks: Group
     tasks: Group
+    payloads: Group  # secrets and configs of tasks there that are not dead
     services: Mapping[NetworkID, Group]  # of the networks it takes part in, and so are the next two
     endpoints: Mapping[NetworkID, Group]
     peers: Peers  # its own endpoints are among them, and skipped
@@ -49,7 +54,7 @@ class NodeView:
         """Everything, in no particular order."""
         others = (group for by_node in self.peers.values() for node, group in by_node.items() if node != self.node)
         names = chain(self.services.values(), self.endpoints.values())
-        groups = chain((self.nodes, self.publishes, self.networks, self.tasks), names, others)
+        groups = chain((self.nodes, self.publishes, self.networks, self.tasks, self.payloads), names, others)
         return chain.from_iterable(group.values() for group in groups)
 
     def flat(self) -> View:
@@ -66,6 +71,7 @@ def difference(old: NodeView, new: NodeView) -> tuple[list[AnyItem], list[str]]:
         (old.publishes, new.publishes),
         (old.networks, new.networks),
         (old.tasks, new.tasks),
+        (old.payloads, new.payloads),
     ):
         _compare(before, after, changed, removed)
     for had, has in ((old.services, new.services), (old.endpoints, new.endpoints)):
@@ -101,6 +107,7 @@ class _Part:
     tasks: Group
     peers: Mapping[NetworkID, Group]  # its endpoints, as others see them
     joined: frozenset[NetworkID]  # networks of tasks that are not dead
+    used: frozenset[Used]  # and their secrets and configs
 
 
 class Deriver:
@@ -116,6 +123,8 @@ class Deriver:
         self._nodes: Group = {}
         self._peers: dict[NetworkID, Mapping[NodeID, Group]] = {}
         self._own: dict[NodeID, tuple[_Part, Group]] = {}
+        self._payloads: dict[Used, AnyItem] = {}
+        self._given: dict[NodeID, Group] = {}
 
     def update(self, store: Store) -> None:
         """Take over what the store holds now."""
@@ -138,6 +147,7 @@ class Deriver:
             elif task.serving:
                 of_service.setdefault(task.service_id, []).append(task)
         self._update_nodes(store, on_node)
+        self._update_payloads(store)
         sites = sites_of(store.all(Node))
         self._serving.update(networks, store.all(Service), of_service, attached, sites)
 
@@ -155,6 +165,7 @@ class Deriver:
             publishes=self._serving.publishes,
             networks=networks,
             tasks=_with_released(part, released),
+            payloads=self._given.get(node, EMPTY),
             services=_on(part.joined, self._serving.services),
             endpoints=_on(part.joined, self._serving.endpoints),
             peers={network: self._peers[network] for network in taking if network in self._peers},
@@ -186,6 +197,22 @@ class Deriver:
             for network, by_node in peers.items()
         }
 
+    def _update_payloads(self, store: Store) -> None:
+        """Each node that runs, or is about to run, what uses a secret or a config is given it; no other ever is."""
+        known = self._payloads
+        self._payloads = {
+            (type(payload), payload.id): _payload_item(payload, known.get((type(payload), payload.id)))
+            for payload in chain[Secret | Config](store.all(Secret), store.all(Config))
+        }
+        given: dict[NodeID, Group] = {}
+        for part in self._parts.values():
+            items = [self._payloads[used] for used in part.used if used in self._payloads]
+            if items:
+                group = {key_of(item): item for item in items}
+                before = self._given.get(part.node.id, EMPTY)
+                given[part.node.id] = before if same(group, before) else group
+        self._given = given
+
     def _networks_of(self, part: _Part) -> Group:
         known = self._own.get(part.node.id)
         if known is not None and known[0] is part:
@@ -214,11 +241,13 @@ def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None, ingress: 
     tasks: dict[str, AnyItem] = {}
     endpoints: dict[NetworkID, dict[str, AnyItem]] = {}
     joined: set[NetworkID] = set()
+    used: set[Used] = set()
     for task in assigned:
         item = TaskItem(task=task)
         tasks[key_of(item)] = item
         if not task.status.state.dead:
             joined.update(attachment.network_id for attachment in task.attachments)
+            used.update(payloads_of(task.spec.container_spec))
             _add_peers(endpoints, node, task.attachments)
     # A node's address on a user network is only reserved; the ingress sandbox is where one has an interface
     _add_peers(endpoints, node, (a for a in node.attachments if a.network_id in ingress))
@@ -227,7 +256,7 @@ def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None, ingress: 
         network: before[network] if network in before and before[network] == group else group
         for network, group in endpoints.items()
     }
-    return _Part(node, assigned, tasks, peers, frozenset(joined))
+    return _Part(node, assigned, tasks, peers, frozenset(joined), frozenset(used))
 
 
 def _add_peers(endpoints: dict[NetworkID, dict[str, AnyItem]], node: Node, attachments: Iterable[Attachment]) -> None:
@@ -242,6 +271,14 @@ def _add_peers(endpoints: dict[NetworkID, dict[str, AnyItem]], node: Node, attac
             vtep=node.vtep,
         )
         endpoints.setdefault(attachment.network_id, {})[key_of(item)] = item
+
+
+def _payload_item(payload: Secret | Config, known: AnyItem | None) -> AnyItem:
+    """As before, if only labels changed: the data never does."""
+    if isinstance(known, SecretItem | ConfigItem):
+        return known
+    kind = SecretItem if isinstance(payload, Secret) else ConfigItem
+    return kind(id=payload.id, data=payload.spec.data, templated=payload.spec.templating is not None)
 
 
 def _network_item(network: Network, port: int, attachments: Iterable[Attachment]) -> NetworkItem:

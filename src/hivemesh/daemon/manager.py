@@ -3,11 +3,13 @@
 import asyncio
 from pathlib import Path
 
-from hivemesh.agent.identity import Identity
+from hivemesh.agent.identity import Identity, store_key
 from hivemesh.clock import Clock
 from hivemesh.control.dispatcher import Dispatcher
 from hivemesh.control.manager import Manager
 from hivemesh.control.server import ClusterServer
+from hivemesh.pki.seal import Seal
+from hivemesh.store.sealed import SealedStore
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables
 
@@ -27,7 +29,8 @@ class ManagerRole:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Until cancelled. Raises `Unavailable` or `Invalid` when the store or the port cannot be had."""
-        store = await SqliteStore.open(store_directory(self._identity.data_dir))
+        seal = Seal(store_key(self._identity.data_dir))
+        store = SealedStore(await SqliteStore.open(store_directory(self._identity.data_dir)), seal)
         try:
             tables = Tables(store)
             await tables.load()

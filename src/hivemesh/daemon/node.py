@@ -38,6 +38,8 @@ from hivemesh.model.errors import HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import NodeDescription
 from hivemesh.pki import Authority, make_request, new_token
+from hivemesh.pki.seal import Seal
+from hivemesh.store.sealed import SealedStore
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables
 from hivemesh.wire.control import View
@@ -264,7 +266,8 @@ class Daemon:
         directory = store_directory(self.data_dir)
         shutil.rmtree(directory, ignore_errors=True)  # of an init that was interrupted before it had an identity
         try:
-            store = await SqliteStore.open(directory)
+            seal = Seal(await asyncio.to_thread(identities.create_store_key, self.data_dir))
+            store = SealedStore(await SqliteStore.open(directory), seal)
             try:
                 tables = Tables(store)
                 await tables.load()
@@ -374,6 +377,7 @@ class Daemon:
                 vtep=identity.facts.vtep,
                 clock=self.clock,
                 balancer=self._config.balancer,
+                run_dir=self._config.run_dir,
             )
             attached = AttachedContainers(
                 sandboxes=worker.network,

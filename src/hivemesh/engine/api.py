@@ -29,6 +29,7 @@ class ContainerRequest:
     netns: str  # path
     hostname: str
     files: Mapping[str, str] = field(default_factory=dict)  # path inside, to the file of ours that stands there
+    secrets: Mapping[str, str] = field(default_factory=dict)  # likewise, files in memory: for reading only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
         "terminal": spec.tty,
         "stdin": spec.open_stdin,
         "read_only_filesystem": spec.read_only,
-        "mounts": [_mount(m) for m in (*_files(request), *spec.mounts) if m.type != "volume"],
+        "mounts": [*(_mount(m) for m in (*_files(request), *spec.mounts) if m.type != "volume"), *_secrets(request)],
         "volumes": [_volume(m) for m in spec.mounts if m.type == "volume"],
         "healthconfig": {"Test": ["NONE"]},  # Podman's own checks need systemd's timers: the agent makes them
     }
@@ -207,6 +207,14 @@ def _files(request: ContainerRequest) -> list[Mount]:
         Mount(type="bind", source=source, target=target, read_only=spec.read_only)
         for target, source in request.files.items()
         if target not in taken
+    ]
+
+
+def _secrets(request: ContainerRequest) -> list[dict[str, Any]]:
+    options = ["bind", "ro", "nosuid", "nodev", "noexec"]
+    return [
+        {"type": "bind", "source": source, "destination": target, "options": options}
+        for target, source in request.secrets.items()
     ]
 
 

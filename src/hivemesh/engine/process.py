@@ -37,6 +37,9 @@ from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.model.service import HealthConfig
 
 UNKNOWN_EXIT = -1
+SECRETS = "/run/secrets/"
+MADE = "made-run-secrets"
+"""A note under our root that this directory is ours."""
 KILL_TIMEOUT = 10.0
 EXIT_TIMEOUT = 2.0
 """Seconds for the shell to write the exit code after the command has ended."""
@@ -68,9 +71,25 @@ while [ "$1" != -- ]; do
     shift 2
 done
 shift
+own=
+while [ "$1" != -- ]; do
+    case $2 in
+        /run/secrets/*)
+            if [ -z "$own" ]; then
+                mount -t tmpfs -o mode=0755,nosuid,nodev,noexec tmpfs /run/secrets && own=yes ||
+                    { echo 126 >"$HIVEMESH_DIR/exit"; exit 126; }
+            fi
+            mkdir -p "${2%/*}" && : >"$2" ;;
+    esac
+    mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" || { echo 126 >"$HIVEMESH_DIR/exit"; exit 126; }
+    shift 2
+done
+shift
 exec "$@"
 """
-"""In a mount namespace of its own, puts files in the place of those of the machine: source, target, …, `--`, command.
+"""In a mount namespace of its own, puts files in the place of those of the machine: source, target, …, `--`; then
+secrets and configs, for reading only and, below /run/secrets, where the machine has none: source, target, …, `--`; then
+the command.
 
 Its mounts follow the machine's (`slave`): a copy of a namespace's name that stays would keep the namespace alive.
 """
@@ -85,6 +104,7 @@ class _Stored(msgspec.Struct, frozen=True):
     netns: str
     user: str = ""
     files: dict[str, str] = {}
+    secrets: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +136,12 @@ class ProcessEngine:
         if (directory / "container").exists():
             return container
         spec = request.spec
+        places = [path for path in request.secrets if not path.startswith(SECRETS) and not os.path.exists(path)]
+        if places:
+            raise EngineError(
+                f"the process engine shares the machine's files, and this machine has no {', '.join(places)} in whose "
+                f"place a config or secret could stand: choose a target below {SECRETS}"
+            )
         refused = [m.target for m in spec.mounts if m.type != "bind" or m.source != m.target]
         if refused:
             raise EngineError(f"the process engine shares the machine's files and cannot mount {', '.join(refused)}")
@@ -129,6 +155,7 @@ class ProcessEngine:
             netns=request.netns,
             user=spec.user,
             files=dict(request.files),
+            secrets=dict(request.secrets),
         )
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / "container.new"
@@ -207,6 +234,8 @@ class ProcessEngine:
             await self.wait(container)  # the shell still has a line to write
             await asyncio.to_thread(_kill_everything_in, stored.netns)
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        if stored and stored.secrets:
+            self._remove_secrets_place()
 
     async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:
         if not self._root.is_dir():
@@ -239,10 +268,13 @@ class ProcessEngine:
         if program is None:
             raise EngineError(f"exec: {stored.command[0]!r}: executable file not found in $PATH")
         enter = ["nsenter", f"--net={stored.netns}"]
-        if stored.files:
+        if stored.files or stored.secrets:
             pairs = [word for target, source in stored.files.items() for word in (source, target)]
+            confidential = [word for target, source in stored.secrets.items() for word in (source, target)]
             own = ["unshare", "--mount", "--propagation", "slave"]
-            enter = [*enter, *own, "sh", "-c", WITH_FILES, "sh", *pairs, "--"]
+            enter = [*enter, *own, "sh", "-c", WITH_FILES, "sh", *pairs, "--", *confidential, "--"]
+            if any(target.startswith(SECRETS) for target in stored.secrets):
+                self._make_secrets_place()
         enter += _as_user(stored.user)
         environment = _environment(stored) | {"HIVEMESH_DIR": str(directory), "HIVEMESH_WD": stored.directory}
         with (directory / "log").open("ab") as output:
@@ -257,6 +289,20 @@ class ProcessEngine:
             if (directory / "exit").exists() or asyncio.get_running_loop().time() > deadline:
                 raise EngineError(_last_words(directory / "log"))
             await asyncio.sleep(0.002)
+
+    def _make_secrets_place(self) -> None:
+        """Where a process mounts its own; the machine may well have none."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(SECRETS)
+            (self._root / MADE).touch()
+
+    def _remove_secrets_place(self) -> None:
+        """Only what we made, and once no process has something mounted there: removing would take it away."""
+        left = [s for path in self._root.iterdir() if (s := _load(path)) and s.secrets]
+        if not left and (self._root / MADE).exists():
+            with contextlib.suppress(OSError):
+                os.rmdir(SECRETS)
+            (self._root / MADE).unlink()
 
     def _info(self, container: str) -> ContainerInfo | None:
         directory = self._root / container

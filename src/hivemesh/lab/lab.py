@@ -201,7 +201,7 @@ class Lab:
                 list(pool.map(action, chosen))
 
     def reset(self) -> None:
-        """Remove every service and every network a user made, and wait until no task is left: the next test's start."""
+        """Remove all that users made, and wait until no task is left: the next test's start."""
         first = self.nodes[0]
         for service in first.api("GET", "/services"):
             first.api("DELETE", f"/services/{service['ID']}")
@@ -210,6 +210,9 @@ class Lab:
             if time.monotonic() > until:
                 raise LabError(f"{len(tasks)} tasks outlive their services; see `hivemesh lab logs n1`")
             time.sleep(0.02)
+        for kind in ("secrets", "configs"):
+            for payload in first.api("GET", f"/{kind}"):
+                first.api("DELETE", f"/{kind}/{payload['ID']}")
         for network in first.api("GET", "/networks"):
             if network["Scope"] == "swarm" and not network["Ingress"]:
                 first.api("DELETE", f"/networks/{network['Id']}")

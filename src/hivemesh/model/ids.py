@@ -9,6 +9,7 @@ NetworkID = NewType("NetworkID", str)
 EndpointID = NewType("EndpointID", str)
 ServiceID = NewType("ServiceID", str)
 TaskID = NewType("TaskID", str)
+PayloadID = NewType("PayloadID", str)  # of a secret or a config
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 25

@@ -62,6 +62,31 @@ class HealthConfig(Spec, frozen=True, kw_only=True):
     retries: int = 0
 
 
+class FileTarget(Spec, frozen=True, kw_only=True, omit_defaults=False):
+    """The file a container finds a secret or a config in; `name` is absolute, or relative to where such files stand."""
+
+    name: str = ""
+    uid: str = msgspec.field(default="0", name="UID")
+    gid: str = msgspec.field(default="0", name="GID")
+    mode: int = 0o444
+
+
+class SecretReference(Spec, frozen=True, kw_only=True):
+    """A secret a container uses. Clients look up the id; the name has to be that of the secret with this id."""
+
+    file: FileTarget | None = None
+    secret_id: str = msgspec.field(default="", name="SecretID")
+    secret_name: str = ""
+
+
+class ConfigReference(Spec, frozen=True, kw_only=True):
+    """A config a container uses."""
+
+    file: FileTarget | None = None
+    config_id: str = msgspec.field(default="", name="ConfigID")
+    config_name: str = ""
+
+
 class ContainerSpec(Spec, frozen=True, kw_only=True):
     """What to run. Fields hivemesh does not know are refused by name at the API's edge, never dropped."""
 
@@ -80,6 +105,8 @@ class ContainerSpec(Spec, frozen=True, kw_only=True):
     stop_signal: str = ""
     stop_grace_period: Nanoseconds = 10_000_000_000
     mounts: tuple[Mount, ...] = ()
+    secrets: tuple[SecretReference, ...] = ()
+    configs: tuple[ConfigReference, ...] = ()
     hosts: tuple[str, ...] = ()
     dns_config: DNSConfig | None = msgspec.field(default=None, name="DNSConfig")
     healthcheck: HealthConfig | None = None

@@ -26,7 +26,7 @@ from hivemesh.store.api import Compacted, Delete, Entry, Event, Expect, Mismatch
 
 FILE = "store.db"
 LOCK = "store.lock"
-FORMAT = 1
+FORMAT = 2
 """Of the tables below and of the values in them; a number per incompatible change."""
 HISTORY = 10_000
 """Events kept for watches that resume."""

@@ -11,6 +11,7 @@ from hivemesh.model.cluster import Cluster
 from hivemesh.model.errors import Conflict
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
+from hivemesh.model.secret import Config, Secret
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task
 from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Store
@@ -18,9 +19,9 @@ from hivemesh.wire import codec
 
 log = logging.getLogger("hivemesh.store")
 
-T = TypeVar("T", Cluster, Node, Network, Service, Task)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, Secret, Config)
 R = TypeVar("R")
-AnyObject = Cluster | Node | Network | Service | Task
+AnyObject = Cluster | Node | Network | Service | Task | Secret | Config
 V = TypeVar("V", bound=AnyObject)
 
 PREFIX: dict[type[Any], str] = {
@@ -29,6 +30,8 @@ PREFIX: dict[type[Any], str] = {
     Network: "network/",
     Service: "service/",
     Task: "task/",
+    Secret: "secret/",
+    Config: "config/",
 }
 KIND = {prefix: kind for kind, prefix in PREFIX.items()}
 ATTEMPTS = 10

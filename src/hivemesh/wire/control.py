@@ -8,7 +8,7 @@ holds it.
 import msgspec
 
 from hivemesh.model.addr import MAC, VNI, Address, Interface
-from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.ids import EndpointID, NetworkID, NodeID, PayloadID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
 from hivemesh.model.node import NodeDescription
 from hivemesh.model.service import Balance, ContainerSpec, PortConfig
@@ -108,7 +108,29 @@ class TaskItem(Item, frozen=True, kw_only=True, tag="task"):
     released: bool = False
 
 
-AnyItem = NodeItem | NetworkItem | PeerItem | PublishItem | ServiceItem | EndpointItem | TaskItem
+class PayloadItem(Item, frozen=True, kw_only=True):
+    """Bytes that a task of this node finds as a file. They stay in memory: no node writes them to a disk."""
+
+    id: PayloadID
+    data: bytes
+    templated: bool = False  # placeholders in it are to be filled
+
+    def __repr__(self) -> str:
+        """Without the data: this may end up in a log."""
+        return f"{type(self).__name__}(id={self.id!r}, {len(self.data)} bytes)"
+
+
+class SecretItem(PayloadItem, frozen=True, kw_only=True, tag="secret"):
+    """A secret that a task of this node uses which is not dead. Key `secret/<id>`."""
+
+
+class ConfigItem(PayloadItem, frozen=True, kw_only=True, tag="config"):
+    """A config, likewise. Key `config/<id>`."""
+
+
+AnyItem = (
+    NodeItem | NetworkItem | PeerItem | PublishItem | ServiceItem | EndpointItem | TaskItem | SecretItem | ConfigItem
+)
 View = dict[str, AnyItem]
 
 
@@ -129,6 +151,10 @@ def key_of(item: AnyItem) -> str:
             return f"endpoint/{item.network}/{item.endpoint}"
         case TaskItem():
             return f"task/{item.task.id}"
+        case SecretItem():
+            return f"secret/{item.id}"
+        case ConfigItem():
+            return f"config/{item.id}"
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):

@@ -11,6 +11,7 @@ from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID
 from hivemesh.model.network import VNI_OPTION, Network, NetworkSpec
 from hivemesh.model.node import Node
+from hivemesh.model.secret import Payload, Secret
 from hivemesh.model.service import EndpointSpec, Service, ServiceSpec, TaskSpec, UpdateStatus
 from hivemesh.model.task import Task, TaskState
 from hivemesh.wire import codec
@@ -29,13 +30,26 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _meta(thing: Cluster | Node | Network | Service | Task) -> Json:
+def _meta(thing: Cluster | Node | Network | Service | Task | Payload) -> Json:
     return {
         "ID": thing.id,
         "Version": {"Index": thing.version},
         "CreatedAt": timestamp(thing.created),
         "UpdatedAt": timestamp(thing.updated or thing.created),
     }
+
+
+# --- secrets and configs ----------------------------------------------------------------------------------------
+
+
+def payload(value: Payload) -> Json:
+    """A config; or a secret, without its data."""
+    spec: Json = {"Name": value.spec.name, "Labels": value.spec.labels}
+    if not isinstance(value, Secret):
+        spec["Data"] = base64.b64encode(value.spec.data).decode()
+    if value.spec.templating is not None:
+        spec["Templating"] = codec.to_builtins(value.spec.templating)
+    return _meta(value) | {"Spec": spec}
 
 
 # --- services and tasks -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hivemesh.model.cluster import SwarmSpec
 from hivemesh.model.errors import Invalid, Unsupported
 from hivemesh.model.network import IPAMConfig, NetworkSpec
 from hivemesh.model.node import Availability, NodeSpec
+from hivemesh.model.secret import Payload, PayloadSpec
 from hivemesh.model.service import ServiceSpec, Spec
 from hivemesh.wire.engine import strict
 
@@ -119,6 +120,11 @@ def service_spec(body: Any) -> ServiceSpec:
     if spec.task_template.runtime != "container":
         raise Unsupported(f"TaskTemplate.Runtime {spec.task_template.runtime!r} is not supported: use container")
     return spec
+
+
+def payload_spec(body: Any, kind: type[Payload]) -> PayloadSpec:
+    """The specification of a secret or a config."""
+    return strict.read(body, PayloadSpec, f"{kind.__name__}Spec")
 
 
 def network_driver(body: Any) -> str:
