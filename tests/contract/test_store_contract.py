@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hivemesh.pki.seal import KEY_LENGTH, Seal
 from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Store
+from hivemesh.store.sealed import SealedStore
 from hivemesh.store.sqlite import SqliteStore
 
 Opener = Callable[[], Awaitable[Store]]
@@ -23,7 +25,11 @@ async def _sqlite(directory: Path) -> Store:
     return await SqliteStore.open(directory, history=HISTORY)
 
 
-ENGINES: dict[str, Callable[[Path], Awaitable[Store]]] = {"sqlite": _sqlite}
+async def _sealed(directory: Path) -> Store:
+    return SealedStore(await _sqlite(directory), Seal(bytes(KEY_LENGTH)))
+
+
+ENGINES: dict[str, Callable[[Path], Awaitable[Store]]] = {"sqlite": _sqlite, "sealed sqlite": _sealed}
 
 
 @pytest.fixture(params=ENGINES)

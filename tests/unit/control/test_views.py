@@ -8,20 +8,23 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemesh.control.packing import Packer
+from hivemesh.control.packing import Packer, pieces
 from hivemesh.control.views import Deriver, derive, difference
 from hivemesh.model.addr import MAC, VNI
 from hivemesh.model.cluster import Cluster, SwarmSpec
-from hivemesh.model.ids import ClusterID, EndpointID, NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.ids import ClusterID, EndpointID, NetworkID, NodeID, PayloadID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network, NetworkSpec, Subnet
 from hivemesh.model.node import Node, NodeDescription, NodeSpec
+from hivemesh.model.secret import Config, PayloadSpec, Secret
 from hivemesh.model.service import (
     VIP,
     Balance,
     ContainerSpec,
     EndpointSpec,
+    FileTarget,
     NetworkAttachmentConfig,
     PortConfig,
+    SecretReference,
     Service,
     ServiceSpec,
     TaskSpec,
@@ -35,8 +38,10 @@ from hivemesh.wire.control import (
     EndpointItem,
     FromManager,
     NetworkItem,
+    NodeItem,
     PeerItem,
     PublishItem,
+    SecretItem,
     ServiceItem,
     Snapshot,
     TaskItem,
@@ -53,7 +58,7 @@ class FakeStore:
     """As much of a store's view as derivation reads."""
 
     objects: dict[type, dict[str, Any]] = field(
-        default_factory=lambda: {kind: {} for kind in (Cluster, Network, Node, Service, Task)}
+        default_factory=lambda: {kind: {} for kind in (Cluster, Network, Node, Service, Task, Secret, Config)}
     )
     revision: int = 1
 
@@ -444,3 +449,63 @@ def test_a_backend_that_leaves_is_one_delta_for_each_of_50_nodes() -> None:
             deltas += bool(difference(before, after)[0])
             views[name] = after
         assert deltas == 50  # the backend left everywhere
+
+
+def user_of(secret: str, identifier: str, node: str, state: TaskState = TaskState.RUNNING) -> Task:
+    """A task that uses a secret."""
+    reference = SecretReference(file=FileTarget(name="x"), secret_id=secret, secret_name="x")
+    return Task(
+        id=TaskID(identifier),
+        service_id=ServiceID("s"),
+        service_name="web",
+        slot=1,
+        spec=TaskSpec(container_spec=ContainerSpec(image="a", secrets=(reference,))),
+        node_id=NodeID(node),
+        status=TaskStatus(state=state),
+    )
+
+
+def test_secret_is_told_to_nodes_with_a_living_task_that_uses_it_and_to_no_other() -> None:
+    store = FakeStore()
+    secrets = [Secret(id=PayloadID(name), spec=PayloadSpec(name=name, data=b"word")) for name in ("used", "other")]
+    cluster = Cluster(id=ClusterID("c"), spec=SwarmSpec())
+    nodes = [Node(id=NodeID(name), spec=NodeSpec(), state="ready") for name in ("n1", "n2", "n3")]
+    dead = user_of("used", "t2", "n2", TaskState.FAILED)
+    store.put(cluster, *nodes, *secrets, user_of("used", "t1", "n1", TaskState.ASSIGNED), dead)
+    deriver = Deriver()
+    deriver.update(store.view)
+    first = deriver.of(NodeID("n1"))
+    assert first is not None
+    assert list(first.payloads) == ["secret/used"]
+    for node in ("n2", "n3"):
+        view = deriver.of(NodeID(node))
+        assert view is not None
+        assert not view.payloads
+
+    labels = msgspec.structs.replace(secrets[0].spec, labels={"a": "b"})
+    store.put(msgspec.structs.replace(secrets[0], spec=labels))
+    deriver.update(store.view)
+    again = deriver.of(NodeID("n1"))
+    assert again is not None
+    assert difference(first, again) == ([], [])
+
+    store.put(user_of("used", "t1", "n1", TaskState.COMPLETE))
+    deriver.update(store.view)
+    after = deriver.of(NodeID("n1"))
+    assert after is not None
+    assert difference(again, after)[1] == ["secret/used"]
+
+
+def test_large_secrets_come_in_pieces_after_everything_else() -> None:
+    items = tuple(SecretItem(id=PayloadID(str(n)), data=bytes(1000) * 1000) for n in range(9))
+    node = NodeItem(id=NodeID("n1"), vtep=ip_address("198.51.100.11"))
+    first, *further = pieces(Snapshot(revision=7, items=(*items, node)))
+    assert first == Snapshot(revision=7, items=(node,))
+    assert [frame.revision for frame in further if isinstance(frame, Delta) and frame.base == 7] == [7, 7, 7]
+    assert [item for frame in further if isinstance(frame, Delta) for item in frame.changed] == list(items)
+    assert pieces(Snapshot(revision=7, items=(*items[:4], node))) == [Snapshot(revision=7, items=(*items[:4], node))]
+
+
+def test_payloads_do_not_show_their_data_in_logs() -> None:
+    secret = Secret(id=PayloadID("i"), spec=PayloadSpec(name="n", data=b"hush"))
+    assert "hush" not in repr((secret, SecretItem(id=PayloadID("i"), data=b"hush")))
