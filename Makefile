@@ -2,13 +2,14 @@
 PYTHON := .venv/bin/python
 PATHS := src tests bench
 
-.PHONY: help setup check test test-guest lab down bench bench-peers lock
+.PHONY: help setup check test test-guest lab down bench bench-peers lock soak
 
 help:
 	@echo 'make lab          three nodes on this machine, a published service, a tour; leaves them running'
 	@echo 'make down         stops that lab and removes all of it'
 	@echo 'make test         every check and every test'
 	@echo 'make test-guest   what needs a kernel with IPVS, in a guest (part of make test)'
+	@echo 'make soak         the long forms of tests: scaling under load, hundreds of random operations (many minutes)'
 	@echo 'make check        formatting, lint, types'
 	@echo 'make setup        packages, virtual environment, commands (the above call it)'
 	@echo 'make bench        mesh and virtual addresses against straight to the task; names; memory, idle CPU'
@@ -28,6 +29,9 @@ test: check
 
 test-guest: setup
 	@scripts/test-guest
+
+soak: setup
+	@$(PYTHON) -m pytest -m soak
 
 lab: setup
 	@$(PYTHON) -m hivemesh.lab.tour
