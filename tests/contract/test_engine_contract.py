@@ -29,7 +29,12 @@ class Bed:
     netns: str
 
     def request(
-        self, name: str, *args: str, env: tuple[str, ...] = (), files: dict[str, str] | None = None
+        self,
+        name: str,
+        *args: str,
+        env: tuple[str, ...] = (),
+        files: dict[str, str] | None = None,
+        secrets: dict[str, str] | None = None,
     ) -> ContainerRequest:
         return ContainerRequest(
             name=name,
@@ -39,11 +44,19 @@ class Bed:
             netns=self.netns,
             hostname="box",
             files=files or {},
+            secrets=secrets or {},
         )
 
-    async def run(self, name: str, *args: str, env: tuple[str, ...] = (), files: dict[str, str] | None = None) -> str:
+    async def run(
+        self,
+        name: str,
+        *args: str,
+        env: tuple[str, ...] = (),
+        files: dict[str, str] | None = None,
+        secrets: dict[str, str] | None = None,
+    ) -> str:
         await self.engine.ensure_image(IMAGE)
-        container = await self.engine.create(self.request(name, *args, env=env, files=files))
+        container = await self.engine.create(self.request(name, *args, env=env, files=files, secrets=secrets))
         await self.engine.start(container)
         return container
 
@@ -167,6 +180,22 @@ async def test_files_of_ours_stand_in_the_container_only(bed: Bed, tmp_path: Pat
     ran = await bed.engine.run(container, ["cat", "/etc/hosts", "/etc/resolv.conf"], 10)
     assert (ran.code, ran.output) == (0, "# our own hosts\n# our own resolv.conf\n")
     assert (Path("/etc/hosts").read_text(), Path("/etc/resolv.conf").read_text()) == before
+
+
+async def test_secrets_are_read_but_not_written_and_are_gone_with_the_container(bed: Bed, tmp_path: Path) -> None:
+    before = Path("/run/secrets").exists()
+    (tmp_path / "key").write_text("hush")
+    (tmp_path / "key").chmod(0o400)
+    places = ("/run/secrets/key", "/run/secrets/deep/key")
+    container = await bed.run("a", "sleep", "100", secrets=dict.fromkeys(places, str(tmp_path / "key")))
+    ran = await bed.engine.run(container, ["cat", *places], 10)
+    assert (ran.code, ran.output) == (0, "hushhush")
+    ran = await bed.engine.run(container, ["sh", "-c", "echo x >/run/secrets/key"], 10)
+    assert ran.code != 0
+    assert not Path("/run/secrets/key").exists()
+    await bed.engine.remove(container)
+    assert Path("/run/secrets").exists() == before
+    assert (tmp_path / "key").read_text() == "hush"
 
 
 async def test_command_in_a_container_gives_output_and_exit_code(bed: Bed) -> None:
