@@ -115,3 +115,37 @@ def test_hundred_clients_at_once_are_all_answered(port: int) -> None:
 
     with ThreadPoolExecutor(100) as pool:
         assert all(pool.map(ask, range(300)))
+
+
+@pytest.fixture
+def stopped(program: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """A server that a test tells to stop; a fixture's end waits for it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+    with subprocess.Popen([program, str(number)]) as server:
+        try:
+            _await_listening(number)
+            yield number, server
+        finally:
+            server.kill()
+
+
+def test_server_that_is_told_to_stop_answers_once_more_and_says_so(
+    stopped: tuple[int, "subprocess.Popen[bytes]"],
+) -> None:
+    port, server = stopped
+    open_ = [http.client.HTTPConnection("127.0.0.1", port, timeout=5) for _ in range(3)]
+    for connection in open_:
+        connection.request("GET", "/")
+        assert connection.getresponse().read()
+    server.send_signal(signal.SIGTERM)
+    for connection in open_[1:]:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert response.read()
+        assert response.getheader("Connection") == "close"
+    assert server.wait(5) == 0, "the one that asks nothing does not hold it"
+    assert open_[0].sock.recv(1) == b""
+    for connection in open_:
+        connection.close()

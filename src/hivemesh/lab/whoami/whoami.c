@@ -7,7 +7,10 @@
  *   a UDP datagram    the text above, then the datagram itself
  *
  * Why C and not busybox httpd: that one forks for every request, closes every connection, cannot speak UDP and, as
- * process 1 of a container, ignores SIGTERM. This one keeps connections alive, which load tests need, and ends at once.
+ * process 1 of a container, ignores SIGTERM. This one keeps connections alive, which load tests need, and ends without
+ * cutting anybody off: told to stop, it goes on answering, each answer with `Connection: close`, until no connection is
+ * left. One that asks nothing for LINGER_MS is closed; closing it at once would meet requests that are on their way.
+ * Without connections it ends at once.
  * One thread, epoll, no allocation per request. Linked statically, so that the image needs no libraries.
  */
 #define _GNU_SOURCE
@@ -28,6 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { LINGER_MS = 500 };
 enum { HEAD_MAX = 8192, REPLY_MAX = 3 * HEAD_MAX, DATAGRAM_MAX = 65507, ADDRESSES_MAX = 64 };
 
 typedef enum { TCP_LISTENER, UDP_SOCKET, CONNECTION } Kind;
@@ -50,6 +54,8 @@ typedef struct {
 
 static char host_name[256] = "?";
 static int poller;
+static int connections;
+static volatile sig_atomic_t stopping;
 static const char zero_block[65536];
 
 static void append(Text *text, const char *format, ...) {
@@ -62,7 +68,7 @@ static void append(Text *text, const char *format, ...) {
 
 static void leave(int signal) {
     (void)signal;
-    _exit(0);
+    stopping = 1;
 }
 
 static const char *address_of(const struct sockaddr *from, char *buffer) {
@@ -169,6 +175,7 @@ static const char *header(const char *head, const char *name) {
 static void forget(Peer *peer) {
     close(peer->fd);
     free(peer);
+    connections--;
 }
 
 /* Puts the reply to one request into `peer->out`. The head ends with a NUL where its empty line began. */
@@ -201,6 +208,7 @@ static void reply(Peer *peer, const char *head) {
     const char *length = header(head, "Content-Length");
     peer->skip = length ? strtoull(length, NULL, 10) : 0;
     if (connection && !strncasecmp(connection, "close", 5)) peer->closing = 1;
+    if (stopping) peer->closing = 1;
     if (version == '0' && !(connection && !strncasecmp(connection, "keep-alive", 10))) peer->closing = 1;
     size_t size = text.at - body;
     Text out = {peer->out, peer->out + sizeof peer->out};
@@ -283,6 +291,7 @@ static void accept_all(int listener) {
             close(fd);
             continue;
         }
+        connections++;
         serve(peer); /* what the client already sent is answered without a turn of the loop */
     }
 }
@@ -342,8 +351,15 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: whoami [PORT]\n");
         return 2;
     }
-    signal(SIGTERM, leave);
-    signal(SIGINT, leave);
+    /* Blocked but for the wait for events, so that none comes between a look at `stopping` and that wait. */
+    sigset_t stop, open;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGINT);
+    sigprocmask(SIG_BLOCK, &stop, &open);
+    struct sigaction leaving = {.sa_handler = leave};
+    sigaction(SIGTERM, &leaving, NULL);
+    sigaction(SIGINT, &leaving, NULL);
     signal(SIGPIPE, SIG_IGN);
     const char *name = getenv("WHOAMI_NAME"); /* where tasks share a host name */
     if (name) snprintf(host_name, sizeof host_name, "%s", name);
@@ -353,7 +369,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 4; i++) listen_on(families[i / 2], types[i % 2], port);
     for (;;) {
         struct epoll_event events[256];
-        int count = epoll_wait(poller, events, 256, -1);
+        int count = epoll_pwait(poller, events, 256, !stopping ? -1 : connections ? LINGER_MS : 0, &open);
+        if (stopping && count == 0) return 0; /* who asked nothing for so long is closed by our end */
         for (int i = 0; i < count; i++) {
             Peer *peer = events[i].data.ptr;
             if (peer->kind == TCP_LISTENER) accept_all(peer->fd);
