@@ -33,8 +33,6 @@ STALE = 1.0
 """Seconds after a task's end is known in which a question or a connection may still lead there."""
 EARLY = 1.0
 """Seconds a task may have served before we looked: the list is asked for time and again."""
-UNSEEN = 3.0
-"""Seconds a killed process may be dead before its node has told: its address then refuses or is silent."""
 
 
 # -- those who ask ----------------------------------------------------------------------------------------------------
@@ -265,6 +263,8 @@ def assert_exact(lab: Lab, eyes: list[Asker], replicas: dict[str, int]) -> None:
 def judged(where: str, log: Path, history: History, vips: set[str]) -> list[str]:
     """What somebody on a node was told that was wrong."""
     wrong, asked, met = [], 0, 0
+    silent: list[tuple[float, str]] = []
+    last: dict[str, float] = {}
     for line in log.read_text().splitlines():
         kind, began, what, found = json.loads(line)
         at = f"{began:.3f} on {where}:"
@@ -278,13 +278,18 @@ def judged(where: str, log: Path, history: History, vips: set[str]) -> list[str]
                     wrong.append(f"{at} {what} is {address}, whose {lives} ended")
         elif found:
             met += 1
+            last[found] = max(began, last.get(found, 0.0))
             lives = history.hosts(found)
             if not any(life.began - EARLY <= began <= life.ended + STALE for life in lives):
                 wrong.append(f"{at} {found} answers at {what}, whose {lives} ended")
-        elif what not in vips and any(
-            life.began <= began and life.ended > began + UNSEEN for life in history.holders(what)
-        ):
-            wrong.append(f"{at} {what} does not answer, though its task lives: {history.holders(what)}")
+        elif what not in vips:
+            silent.append((began, what))
+    # Who is killed is silent from then on, and its node takes time to notice; who answers later, or stays, was alive.
+    for began, what in silent:
+        for life in history.holders(what):
+            alive = last.get(life.task.host, 0.0) > began or life.ended == float("inf")
+            if life.began <= began <= life.ended and alive:
+                wrong.append(f"{began:.3f} on {where}: {what} does not answer, though its task lives: {life}")
     assert asked > 100, where
     assert met > 50, where
     return wrong
