@@ -33,6 +33,8 @@ log = logging.getLogger("hivemesh.executor")
 
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
 """Seconds between attempts to stop or remove what the engine does not let go, doubled each time."""
+EXIT_GRACE = 0.05
+"""Seconds the engine usually needs for the exit code; if so, one report is enough."""
 UNKNOWN_EXIT = -1
 SHORT_ID = 12
 """Characters of a container's id that are its host name, unless it was given one (Docker)."""
@@ -240,6 +242,7 @@ class Executor:
         ending = asyncio.ensure_future(self._engine.wait(self._container))
         stopping = asyncio.ensure_future(self._until(lambda: self._may_stop() or bool(self._lost)))
         ailing = asyncio.ensure_future(self._examine())
+        leaving = asyncio.ensure_future(self._leave())
         futures = (ending, stopping, ailing)
         try:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
@@ -256,9 +259,16 @@ class Executor:
             else:
                 self._say(TaskState.SHUTDOWN, "shutdown", exit_code=code)
         finally:
-            for future in futures:
+            for future in (*futures, leaving):
                 future.cancel()
-            await asyncio.gather(*futures, return_exceptions=True)
+            await asyncio.gather(*futures, leaving, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        """No more connections for a process that has ended, however long the engine takes to say how."""
+        await self._engine.ended(self._container)
+        await asyncio.sleep(EXIT_GRACE)
+        if self._status.state == TaskState.RUNNING:
+            self._say(TaskState.RUNNING, "ended", unhealthy=True)
 
     async def _examine(self) -> str:
         """Say that the task runs, as soon as it may be used; then until it may not: why."""

@@ -33,6 +33,8 @@ from hivemesh.wire.control import (
     FromManager,
     Heartbeat,
     Hello,
+    LogsUnwanted,
+    LogsWanted,
     Report,
     Snapshot,
     TaskItem,
@@ -78,10 +80,18 @@ class Session:
     """One node's connection to its managers, for as long as it is a member.
 
     `assign` gets the whole view and its revision, on the event loop, and must not block. `describe` looks at the
-    machine. Implements the worker's port: `report` and `ack`.
+    machine, `logs` takes what a manager (host:port) wants to read. Implements the worker's port: `report` and `ack`.
     """
 
-    def __init__(self, identity: Identity, *, assign: Assign, describe: Describe, clock: Clock) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        assign: Assign,
+        describe: Describe,
+        clock: Clock,
+        logs: Callable[[LogsWanted | LogsUnwanted, str], None] = lambda frame, manager: None,
+    ) -> None:
         self.identity = identity
         self.state: State = "connecting"
         self.error = ""
@@ -91,6 +101,7 @@ class Session:
         self._assign = assign
         self._describe = describe
         self._clock = clock
+        self._logs = logs
         self._changed = asyncio.Condition()
         self._reports: dict[TaskID, TaskStatus] = {}  # the latest of each task until the view shows it
         self._unsent: set[TaskID] = set()
@@ -201,6 +212,9 @@ class Session:
                 if isinstance(frame, Welcome):
                     beat.cancel()
                     beat = self._heed(frame, ws)
+                    continue
+                if isinstance(frame, LogsWanted | LogsUnwanted):
+                    self._logs(frame, manager)
                     continue
                 if isinstance(frame, Snapshot):
                     self.view = {key_of(item): item for item in frame.items}

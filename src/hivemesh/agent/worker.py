@@ -142,6 +142,11 @@ class Worker:
         finally:
             self._group = None
 
+    def container_of(self, task: TaskID) -> str:
+        """The engine's id of a task's container, once it has one."""
+        item = self._parts.tasks.get(task) if self._parts is not None else None
+        return item.task.status.container_id if item is not None else ""
+
     async def equal_to_plan(self) -> list[str]:
         """Every difference between the kernel and what it should hold; [] means equal."""
         return await self._network.differences()

@@ -13,7 +13,7 @@ from hivemesh.api.http import (
     manager_of,
     version_of_object,
 )
-from hivemesh.model.errors import Invalid, Unsupported
+from hivemesh.model.errors import Invalid
 from hivemesh.model.service import Service
 from hivemesh.wire.engine import objects, requests
 
@@ -74,15 +74,6 @@ async def remove(request: web.Request) -> web.Response:
     with control_plane():
         await manager.remove_service(request.match_info["ref"])
     return web.Response()
-
-
-@routes.get("/services/{ref}/logs")
-@routes.get("/tasks/{ref}/logs")
-async def logs(request: web.Request) -> web.Response:
-    manager_of(request)
-    raise Unsupported(
-        "service logs are not supported yet: find the task's node with `docker service ps` and read `docker logs` there"
-    )
 
 
 @routes.get(r"/distribution/{name:.+}/json")

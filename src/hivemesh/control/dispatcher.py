@@ -159,6 +159,17 @@ class Dispatcher:
             await asyncio.gather(sender, return_exceptions=True)
             self._settle()
 
+    async def tell(self, node: NodeID, frame: FromManager) -> bool:
+        """Send something beside the view; False when the node has no session here."""
+        session = self._sessions.get(node)
+        if session is None:
+            return False
+        try:
+            await session.channel.send(codec.pack(frame))
+        except ConnectionError:
+            return False
+        return True
+
     async def close(self, node: NodeID, code: int, reason: str) -> None:
         """End a node's session, if it has one here."""
         session = self._sessions.get(node)

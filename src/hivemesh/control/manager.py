@@ -26,6 +26,7 @@ from hivemesh.control import (
     swarm,
 )
 from hivemesh.control.grants import Cursors
+from hivemesh.control.logs import LogDesk
 from hivemesh.model import ids
 from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.errors import Exhausted, HivemeshError
@@ -72,6 +73,7 @@ class Manager:
         self._new_id = new_id
         self._cursors = Cursors()
         self._wake: float | None = None
+        self.logs: LogDesk | None = None  # where agents can be asked for the output of tasks
 
     async def run(self) -> None:
         """Keep the cluster as intended for as long as the manager lives."""

@@ -116,6 +116,7 @@ class ClusterServer:
                 web.post("/v1/leave", self._leave),
                 web.post("/v1/attach", self._attach),
                 web.post("/v1/detach", self._detach),
+                web.post("/v1/logs/{id}", self._receive_logs),
                 web.get("/v1/networks", self._networks),
                 web.get("/v1/networks/{ref}", self._network),
                 web.get("/v1/session", self._session),
@@ -159,6 +160,17 @@ class ClusterServer:
     async def _detach(self, request: web.Request) -> web.Response:
         _, peer = self._member(request)
         await self._manager.detach(peer.node_id, (await _body(request, DetachRequest)).task)
+        return web.Response(status=204)
+
+    async def _receive_logs(self, request: web.Request) -> web.Response:
+        """Lines that this manager asked the node for; of any length, as they come."""
+        _, peer = self._member(request)
+        if self._manager.logs is None:
+            raise Forbidden("this manager reads no logs")
+        try:
+            await self._manager.logs.receive(request.match_info["id"], peer.node_id, request.content.iter_any())
+        except ValueError as error:
+            raise Invalid(f"malformed logs: {error}") from None
         return web.Response(status=204)
 
     async def _networks(self, request: web.Request) -> web.Response:

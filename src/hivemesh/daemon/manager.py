@@ -6,6 +6,7 @@ from pathlib import Path
 from hivemesh.agent.identity import Identity, store_key
 from hivemesh.clock import Clock
 from hivemesh.control.dispatcher import Dispatcher
+from hivemesh.control.logs import LogDesk
 from hivemesh.control.manager import Manager
 from hivemesh.control.server import ClusterServer
 from hivemesh.pki.seal import Seal
@@ -36,6 +37,7 @@ class ManagerRole:
             await tables.load()
             manager = Manager(tables, self._clock)
             dispatcher = Dispatcher(tables, self._clock)
+            manager.logs = LogDesk(tables, dispatcher.tell, self._clock)
             server = ClusterServer(
                 manager,
                 dispatcher,

@@ -15,6 +15,7 @@ from hivemesh.agent.advertise import choose_address, listen_address
 from hivemesh.agent.attached import AttachedContainers
 from hivemesh.agent.facts import describe, local_addresses, local_routes
 from hivemesh.agent.identity import Facts, Identity
+from hivemesh.agent.logs import LogSender
 from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.session import Session
 from hivemesh.agent.worker import Worker
@@ -367,7 +368,8 @@ class Daemon:
                 worker.assign(view, revision)
                 attached.assign(view)
 
-            session = Session(identity, assign=assign, describe=self._describe, clock=self.clock)
+            sender = LogSender(self._engine, lambda: session.identity, lambda task: worker.container_of(task))
+            session = Session(identity, assign=assign, describe=self._describe, clock=self.clock, logs=sender.heed)
             worker = Worker(
                 port=session,
                 engine=self._engine,
@@ -392,7 +394,10 @@ class Daemon:
             beside = tasks.create_task(attached.run(), name="attached containers")
             connection = tasks.create_task(session.run(), name="session")
             announcing = tasks.create_task(self._announce(session), name="announce")
-            await connection
+            try:
+                await connection
+            finally:
+                await sender.close()
             working.cancel()
             beside.cancel()
             announcing.cancel()

@@ -59,6 +59,26 @@ class EngineInfo:
     version: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """Which part of a container's output."""
+
+    stdout: bool = True
+    stderr: bool = True
+    follow: bool = False  # go on with what it writes from now on, until it ends
+    since: float = 0.0  # unix seconds
+    tail: int = -1  # the last lines only; -1: all
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One line, with its newline."""
+
+    stream: int  # 1 standard output, 2 standard error
+    when: int  # unix nanoseconds
+    text: bytes
+
+
 class Engine(Protocol):
     """Every call is repeatable: what is already so is left alone, what is already gone is fine."""
 
@@ -78,6 +98,10 @@ class Engine(Protocol):
 
     async def start(self, container: str) -> ContainerInfo:
         """Returns once the process runs. Raises `EngineError`."""
+        ...
+
+    async def ended(self, container: str) -> None:
+        """Returns once the process has ended, which may be long before its exit code is known."""
         ...
 
     async def wait(self, container: str) -> int:
@@ -100,6 +124,10 @@ class Engine(Protocol):
 
     async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:
         """All containers that carry this label, running or not."""
+        ...
+
+    def logs(self, container: str, options: LogOptions) -> AsyncIterator[Output]:
+        """What a container wrote, in order. Raises `EngineError`."""
         ...
 
     def events(self) -> AsyncIterator[str]:

@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 
-from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, Output
 from hivemesh.engine.processes import signal_number
 from hivemesh.model.service import HealthConfig, Mount
+from hivemesh.wire.logs import nanoseconds
 
 PREFIX = "/v4.0.0/libpod"
 LOG_DRIVER = "k8s-file"
@@ -197,6 +198,15 @@ def demultiplexed(stream: bytes) -> bytes:
         found += stream[at + 8 : end]
         at = end
     return bytes(found)
+
+
+def output_of(stream: int, line: bytes) -> Output:
+    """One piece of a log stream with timestamps; a line that was written in parts comes in parts."""
+    stamp, _, text = line.partition(b" ")
+    try:
+        return Output(stream, nanoseconds(stamp.decode()), text)
+    except ValueError:
+        return Output(stream, 0, line)
 
 
 def _files(request: ContainerRequest) -> list[Mount]:

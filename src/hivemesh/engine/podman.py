@@ -24,6 +24,8 @@ from hivemesh.engine.api import (
     EngineError,
     EngineInfo,
     ImageNotFound,
+    LogOptions,
+    Output,
     Ran,
 )
 from hivemesh.engine.host import HostNeeds, host_needs
@@ -40,6 +42,7 @@ from hivemesh.engine.libpod import (
     docker_reference,
     info_of,
     info_of_listed,
+    output_of,
     words_of,
 )
 from hivemesh.engine.processes import Processes, signal_number
@@ -61,6 +64,7 @@ KILL_TIMEOUT = 10.0
 OUTPUT_KEPT = 64 * 1024
 """Bytes of what a command in a container writes; the rest is read and dropped, so that it does not stand still."""
 UNKNOWN_EXIT = -1
+NO_LIMIT = aiohttp.ClientTimeout(total=None)
 
 
 class _Answer(NamedTuple):
@@ -134,15 +138,18 @@ class PodmanEngine:
             self._processes.watch(info.id, info.pid)
         return info
 
-    async def wait(self, container: str) -> int:
+    async def ended(self, container: str) -> None:
         if not self._processes.running(container):
             found = await self._inspect(container)
             if found is None:
-                return UNKNOWN_EXIT
+                return
             info = info_of(found)
             if info.state == "running":
                 self._processes.watch(container, info.pid)
         await self._processes.wait(container)
+
+    async def wait(self, container: str) -> int:
+        await self.ended(container)
         query = {"condition": ["stopped", "exited"], "interval": "10ms"}
         try:
             async with asyncio.timeout(EXIT_TIMEOUT):
@@ -203,6 +210,31 @@ class PodmanEngine:
             if info.state == "running":
                 self._processes.watch(info.id, info.pid)
         return found
+
+    async def logs(self, container: str, options: LogOptions) -> AsyncIterator[Output]:
+        query = {
+            "stdout": str(options.stdout).lower(),
+            "stderr": str(options.stderr).lower(),
+            "follow": str(options.follow).lower(),
+            "tail": "all" if options.tail < 0 else str(options.tail),
+            "timestamps": "true",
+        }
+        if options.since:
+            query["since"] = f"{options.since:.9f}"
+        socket = await self._service.ready()
+        connector = aiohttp.UnixConnector(str(socket), force_close=True)
+        try:
+            async with aiohttp.ClientSession("http://podman", connector=connector, timeout=NO_LIMIT) as session:
+                async with session.get(f"{PREFIX}/containers/{container}/logs", params=query) as answer:
+                    if answer.status >= 300:
+                        raise EngineError(words_of(await answer.read(), answer.status))
+                    while True:
+                        head = await answer.content.readexactly(8)
+                        yield output_of(head[0], await answer.content.readexactly(int.from_bytes(head[4:], "big")))
+        except asyncio.IncompleteReadError:
+            return
+        except aiohttp.ClientError as error:
+            raise EngineError(f"podman's service broke off: {error}") from error
 
     async def events(self) -> AsyncIterator[str]:
         queue = self._processes.listen()

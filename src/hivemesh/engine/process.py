@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,13 @@ from hivemesh.engine.api import (
     EngineError,
     EngineInfo,
     ImageNotFound,
+    LogOptions,
+    Output,
     Ran,
 )
 from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.model.service import HealthConfig
+from hivemesh.wire.logs import STDOUT
 
 UNKNOWN_EXIT = -1
 SECRETS = "/run/secrets/"
@@ -43,6 +47,8 @@ MADE = "made-run-secrets"
 KILL_TIMEOUT = 10.0
 EXIT_TIMEOUT = 2.0
 """Seconds for the shell to write the exit code after the command has ended."""
+LOOK_PERIOD = 0.2
+"""Seconds between looks at what a process has written."""
 START_TIMEOUT = 10.0
 START_TIME = 19
 """Index of the start time in /proc/PID/stat, counted after the command's name (proc(5): field 22)."""
@@ -174,12 +180,15 @@ class ProcessEngine:
             self._processes.watch(container, info.pid)
         return info
 
-    async def wait(self, container: str) -> int:
-        directory = self._root / container
-        seen = _look(directory)
+    async def ended(self, container: str) -> None:
+        seen = _look(self._root / container)
         if seen.pid:
             self._processes.watch(container, seen.pid)
             await self._processes.wait(container)
+
+    async def wait(self, container: str) -> int:
+        directory = self._root / container
+        await self.ended(container)
         deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT
         while (code := _look(directory).exit_code) is None:
             if asyncio.get_running_loop().time() > deadline:
@@ -289,6 +298,28 @@ class ProcessEngine:
             if (directory / "exit").exists() or asyncio.get_running_loop().time() > deadline:
                 raise EngineError(_last_words(directory / "log"))
             await asyncio.sleep(0.002)
+
+    async def logs(self, container: str, options: LogOptions) -> AsyncIterator[Output]:
+        """Both streams are one file here, and nobody noted when a line was written: all lines count as standard output,
+        those that are there already as of the last of them, later ones as of when they were seen.
+        """
+        path = self._root / container / "log"
+        if not path.exists() or not options.stdout:
+            return
+        with path.open("rb") as file:
+            lines = (await asyncio.to_thread(file.read)).splitlines(keepends=True)
+            written = os.stat(path).st_mtime_ns
+            if written / 1e9 >= options.since:
+                for line in lines[len(lines) - options.tail :] if 0 <= options.tail < len(lines) else lines:
+                    yield Output(STDOUT, written, line)
+            while options.follow:
+                ended = (self._root / container / "exit").exists()
+                rest = await asyncio.to_thread(file.read)
+                for line in rest.splitlines(keepends=True):
+                    yield Output(STDOUT, time.time_ns(), line)
+                if ended or not path.exists():
+                    return
+                await asyncio.sleep(LOOK_PERIOD)
 
     def _make_secrets_place(self) -> None:
         """Where a process mounts its own; the machine may well have none."""

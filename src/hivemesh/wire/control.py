@@ -222,7 +222,25 @@ class Delta(Frame, frozen=True, kw_only=True, tag="delta"):
     removed: tuple[str, ...]
 
 
-FromManager = Welcome | Snapshot | Delta
+class LogsWanted(Frame, frozen=True, kw_only=True, tag="logs"):
+    """Send what these tasks of yours wrote: `POST /v1/logs/<id>` with entries of `wire.logs`, until it is all told."""
+
+    id: str
+    tasks: tuple[TaskID, ...]
+    stdout: bool
+    stderr: bool
+    follow: bool
+    since: float  # unix seconds
+    tail: int  # lines per task; -1: all
+
+
+class LogsUnwanted(Frame, frozen=True, kw_only=True, tag="no-logs"):
+    """Nobody reads these logs any more."""
+
+    id: str
+
+
+FromManager = Welcome | Snapshot | Delta | LogsWanted | LogsUnwanted
 
 # Why a manager closes a session: web socket codes of the private range (RFC 6455, 7.4.2).
 CLOSE_FAILED = 1011  # a bug on the manager's side; its log has it

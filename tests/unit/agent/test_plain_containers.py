@@ -158,6 +158,9 @@ class _Engine:
             for container, state in self.node.running.items()
         ]
 
+    async def ended(self, container: str) -> None:
+        raise NotImplementedError
+
     async def wait(self, container: str) -> int:
         if self.node.running.get(container) == "running":
             await self.node.ended[container].wait()
