@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import cast
@@ -73,10 +74,16 @@ class NameServer(asyncio.DatagramProtocol):
 
 
 def free_port() -> int:
-    """A port that nothing listens on, on any loopback address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.bind(("0.0.0.0", 0))
-        return int(udp.getsockname()[1])
+    """A port that nothing has, on any loopback address and in either transport; none that the kernel gives to clients
+    (ip_local_port_range begins at 32768), since one of those may be taken at any moment.
+    """
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            with contextlib.suppress(OSError):
+                udp.bind(("0.0.0.0", port))
+                tcp.bind(("0.0.0.0", port))
+                return port
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +98,11 @@ async def serving(address: str, port: int, answer: Answer) -> AsyncIterator[Name
         streams.add(writer)
         await server.serve_stream(reader, writer)
 
-    listener = await asyncio.start_server(serve, address, port)
+    try:
+        listener = await asyncio.start_server(serve, address, port)
+    except OSError:
+        transport.close()
+        raise
     try:
         yield server
     finally:

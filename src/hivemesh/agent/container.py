@@ -150,13 +150,20 @@ class PlainContainer:
         async def start() -> None:
             await self._means.engine.start(self.record.container)
 
-        async with self.lock:
-            try:
-                if self.up:  # it ended while there was no daemon
-                    await self.wire(self.record)
-                await self.begin(start)
-            except HivemeshError as error:
-                log.warning("container %s does not start: %s", self.record.name, error)
+        delay = RESTART_FIRST
+        while not self.record.stopped:
+            async with self.lock:
+                try:
+                    if self.up:  # it ended while there was no daemon
+                        await self.wire(self.record)
+                    await self.begin(start)
+                    return
+                except NotFound:  # it was removed meanwhile
+                    return
+                except HivemeshError as error:
+                    log.warning("container %s does not start, trying again in %g s: %s", self.record.name, delay, error)
+            await self._means.clock.sleep(delay)
+            delay = min(2 * delay, RESTART_LAST)
 
     async def prepare(self) -> None:
         """Addresses and a sandbox, unless it has them."""

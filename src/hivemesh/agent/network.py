@@ -251,7 +251,9 @@ class NodeNetwork:
         """Remove namespaces with our mark that belong to nothing in the view."""
         alive = {sandbox_namespace(task) for task, item in view.tasks.items() if not item.task.status.state.dead}
         for name in await self._in_thread(self._ours):
-            if name not in wanted | alive:
+            # Looked at anew for each: a sandbox may have been asked for while the others were removed
+            asked = {sandbox_namespace(task) for task in self._sandboxes}
+            if name not in wanted | alive | asked:
                 log.info("removing the namespace %s, which nobody wants any more", name)
                 await self._remove(name)
         self._leases.keep(view.tasks.keys() | self._sandboxes.keys())

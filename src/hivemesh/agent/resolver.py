@@ -107,7 +107,8 @@ class Resolver:
 
     def admit(self, sandbox: Sandbox) -> None:
         """A sandbox may ask from now on."""
-        if self._sandboxes.get(sandbox.id) != sandbox:
+        failed_before = self.failed.pop(sandbox.id, None) is not None  # then it is told, and tries, again
+        if failed_before or self._sandboxes.get(sandbox.id) != sandbox:
             self._sandboxes[sandbox.id] = sandbox
             self._changed()
 
