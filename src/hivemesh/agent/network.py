@@ -147,8 +147,9 @@ class NodeNetwork:
             self._wake.clear()
             if self._view is None:
                 continue
-            revision = self._revision
-            pending = await self._pass(self._view)
+            # Together: the view on disk, in whose pass a manager's view comes, is nothing to sweep by
+            revision, sweep, self._sweep_due = self._revision, self._sweep_due, False
+            pending = await self._pass(self._view, sweep=sweep)
             self._names.acknowledge(revision, pending)
             async with self._passed:
                 self._passed.notify_all()
@@ -158,12 +159,13 @@ class NodeNetwork:
             else:
                 delay = RETRY_FIRST
 
-    async def _pass(self, view: ViewParts) -> int:
-        """Returns how much of the view is not in the kernel."""
+    async def _pass(self, view: ViewParts, *, sweep: bool) -> int:
+        """Returns how much of the view is not in the kernel. With `sweep`, what is ours and not in it goes."""
         try:
             facts = self._facts or await self._look()
         except (HivemeshError, OSError) as error:
             self._note(HOST, (str(error),))
+            self._sweep_due |= sweep
             return 1
         self._tell_of_ipvs(view, facts)
         plans = self._planner.forwarding(view, self._in_order(), facts)
@@ -173,12 +175,11 @@ class NodeNetwork:
             pending += await self._ensure(self._planner.sandbox(sandbox, facts, view.services))
         await self._forget_connections(view)
         self._planner.keep(view, self._sandboxes.values())
-        self._names.follow(view, all_known=self._sweep_due)
+        self._names.follow(view, all_known=sweep)
         wanted = {plan.namespace for plan in plans} | {sandbox_namespace(task) for task in self._sandboxes}
         for namespace in self._applied.keys() - wanted:
             await self._remove(namespace)
-        if self._sweep_due:
-            self._sweep_due = False
+        if sweep:
             await self._sweep(wanted, view)
         return pending
 
