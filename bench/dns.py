@@ -124,7 +124,9 @@ def ours(bed: Lab) -> Iterator[Side]:
             rig.await_running(bed, name, count)
         task = rig.running(bed, SERVICE)[0]
         node = rig.node_of(bed, task)
-        (resolver,) = (p for p in node.processes() if any("hivemesh.dns.process" in word for word in p.arguments))
+        (resolver,) = (
+            p for p in node.processes() if p.runs("hivemesh-resolver") or "hivemesh.dns.process" in p.arguments
+        )
         yield Side(enter=node.command(rig.inside(task)), pid=resolver.pid)
         for name in (SERVICE, BUSY):
             rig.remove(bed, name)
