@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hivemesh.model.generic import GenericResource
+
 DATA_DIR = Path("/var/lib/hivemesh")
 RUN_DIR = Path("/run/hivemesh")
 SOCKET_NAME = "docker.sock"
@@ -20,3 +22,4 @@ class DaemonConfig:
     process_images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     balancer: Literal["nftables", "ipvs"] = "nftables"
     labels: dict[str, str] = field(default_factory=dict)
+    generic: tuple[GenericResource, ...] = ()  # what tasks may take of this node

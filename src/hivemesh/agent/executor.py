@@ -316,7 +316,7 @@ class Executor:
     # --- waiting and telling --------------------------------------------------------------------------------------
 
     def _may_stop(self) -> bool:
-        if self._gone:
+        if self._gone or self.task.status.state == TaskState.ORPHANED:  # the managers gave it up
             return True
         ran = self._status.state >= TaskState.STARTING
         return self.task.desired > TaskState.RUNNING and (self._item.released or not ran)

@@ -19,6 +19,7 @@ from hivemesh.kernel import ipvs, machine
 from hivemesh.kernel.machine import HostAddress
 from hivemesh.model.addr import Address, Prefix, first_v4, first_v6
 from hivemesh.model.errors import HivemeshError, Unavailable
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.node import NodeDescription
 
 log = logging.getLogger("hivemesh.agent")
@@ -78,7 +79,13 @@ def host_facts(
     )
 
 
-async def describe(engine: ContainerEngine, vtep: Address, name: str, labels: Mapping[str, str]) -> NodeDescription:
+async def describe(
+    engine: ContainerEngine,
+    vtep: Address,
+    name: str,
+    labels: Mapping[str, str],
+    generic: tuple[GenericResource, ...] = (),
+) -> NodeDescription:
     """What managers are told. A machine whose engine fails says so by naming none."""
     try:
         info = await engine.info()
@@ -97,6 +104,7 @@ async def describe(engine: ContainerEngine, vtep: Address, name: str, labels: Ma
         architecture=os.uname().machine,
         nano_cpus=(os.cpu_count() or 1) * 1_000_000_000,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        generic=generic,
         engine=words,
         engine_version=version,
         labels=dict(labels),

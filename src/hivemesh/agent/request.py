@@ -3,7 +3,7 @@
 import msgspec
 
 from hivemesh.engine.api import ContainerRequest
-from hivemesh.model import template
+from hivemesh.model import generic, template
 from hivemesh.model.task import Task
 
 
@@ -20,7 +20,7 @@ def container_request(task: Task, netns: str, hostname: str) -> ContainerRequest
     spec = task.spec.container_spec
     spec = msgspec.structs.replace(
         spec,
-        env=tuple(map(filled, spec.env)),
+        env=(*map(filled, spec.env), *generic.environment(task.generic)),
         hostname=filled(spec.hostname),
         mounts=tuple(msgspec.structs.replace(mount, source=filled(mount.source)) for mount in spec.mounts),
     )

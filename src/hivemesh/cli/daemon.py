@@ -15,6 +15,8 @@ import click
 
 from hivemesh.config import DATA_DIR, RUN_DIR, SOCKET_NAME, DaemonConfig
 from hivemesh.model.errors import HivemeshError
+from hivemesh.model.generic import GenericResource
+from hivemesh.model.generic import parse as parse_generic
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -25,6 +27,7 @@ LEVELS = ("debug", "info", "warning", "error")
 Examples:
   hivemeshd
   hivemeshd --data-dir /srv/hivemesh --label rack=4
+  hivemeshd --node-generic-resource SSD=3 --node-generic-resource GPU=id1
   hivemeshd --engine process --process-image localhost/web="python3 -m http.server 80"
 """,
 )
@@ -40,6 +43,8 @@ Examples:
 @click.option("--balancer", type=click.Choice(["nftables", "ipvs"]), default="nftables", show_default=True,
               help="What spreads connections over a service's tasks, unless its labels say.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
+@click.option("--node-generic-resource", "generic", multiple=True, metavar="NAME=VALUE",
+              help="What tasks may take of this node: SSD=3, or GPU=id1 for each; may be repeated.")  # fmt: skip
 @click.option(
     "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What to log, on stderr."
 )
@@ -51,6 +56,7 @@ def main(
     images: tuple[str, ...],
     balancer: Literal["nftables", "ipvs"],
     labels: tuple[str, ...],
+    generic: tuple[str, ...],
     log_level: str,
 ) -> None:
     """Run this machine's part of a swarm, until SIGTERM; tasks and their network carry on without it."""
@@ -68,6 +74,7 @@ def main(
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
         balancer=balancer,
         labels=dict(_pairs(labels, "--label")),
+        generic=_generic(generic),
     )
     try:
         _run(config)
@@ -90,6 +97,13 @@ def _pairs(values: tuple[str, ...], option: str) -> list[tuple[str, str]]:
         if len(pair) != 2 or not pair[0]:
             raise click.UsageError(f"invalid {option} {value!r}: expected NAME=VALUE")
     return [(pair[0], pair[1]) for pair in pairs]
+
+
+def _generic(values: tuple[str, ...]) -> tuple[GenericResource, ...]:
+    try:
+        return parse_generic(values)
+    except HivemeshError as error:
+        raise click.UsageError(f"--node-generic-resource: {error}") from None
 
 
 def _run(config: DaemonConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hivemesh.cli import namespec, output, payloadspec, progress, servicespec, tasks, values
+from hivemesh.cli import namespec, output, payloadspec, placementspec, progress, servicespec, tasks, values
 from hivemesh.cli.servicespec import shared_options
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
@@ -53,6 +53,7 @@ def service() -> None:
 @click.option("--sysctl", multiple=True, metavar="KEY=VALUE", help="Kernel setting of the container; may be repeated.")
 @namespec.create_options
 @payloadspec.create_options
+@placementspec.create_options
 @detach_option
 @still_option
 @click.argument("image")
@@ -91,6 +92,8 @@ async def create(
       hivemesh service create --publish published=53,target=53,protocol=udp,mode=host my/dns -v
       hivemesh service create --mode replicated-job --replicas 10 --max-concurrent 2 my/convert
       hivemesh service create --update-order start-first --update-failure-action rollback my/web
+      hivemesh service create --replicas 6 --placement-pref spread=node.labels.zone --generic-resource GPU=1 my/model
+      hivemesh service create --name db --network name=backend,ip=10.0.9.5 postgres:16
     """
     spec: dict[str, Any] = {
         "Name": name,
@@ -115,6 +118,7 @@ async def create(
     }
     servicespec.apply_shared(spec, shared)
     namespec.apply_created(spec["TaskTemplate"]["ContainerSpec"], shared)
+    placementspec.apply_created(spec["TaskTemplate"], shared)
     await payloadspec.apply_created(client, spec["TaskTemplate"]["ContainerSpec"], shared)
     identifier = (await client.post("/services/create", spec))["ID"]
     click.echo(identifier)
@@ -271,6 +275,7 @@ async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, .
 @click.option("--constraint-rm", multiple=True, metavar="EXPR", help="Remove a constraint; may be repeated.")
 @namespec.update_options
 @payloadspec.update_options
+@placementspec.update_options
 @detach_option
 @still_option
 @click.argument("ref", metavar="SERVICE")
@@ -323,6 +328,7 @@ async def update(
             template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
         servicespec.apply_shared(spec, shared)
         namespec.apply_updated(container, shared)
+        placementspec.apply_updated(template, shared)
         await payloadspec.apply_updated(client, container, shared)
         container["Env"] = servicespec.changed_env(container.get("Env") or (), env_add, env_rm)
         container["Labels"] = servicespec.changed_labels(

@@ -171,7 +171,7 @@ def mount(text: str) -> dict[str, Any]:
 
 
 def network(text: str) -> dict[str, Any]:
-    """`backend`, or `name=backend,alias=db,driver-opt=key=value`."""
+    """`backend`, or `name=backend,alias=db,ip=10.0.9.5,driver-opt=key=value`."""
     if "=" not in text:
         return {"Target": text}
     result: dict[str, Any] = {}
@@ -182,10 +182,12 @@ def network(text: str) -> dict[str, Any]:
                 result["Target"] = value
             case "alias":
                 result.setdefault("Aliases", []).append(value)
+            case "ip" | "ip6":
+                result.setdefault("DriverOpts", {})[key.strip().lower()] = value
             case "driver-opt":
                 result.setdefault("DriverOpts", {}).update(options([value], "driver option"))
             case _:
-                raise Invalid(f"invalid network {text!r}: unknown key {key!r}; use name, alias and driver-opt")
+                raise Invalid(f"invalid network {text!r}: unknown key {key!r}; use name, alias, ip, ip6 and driver-opt")
     if not result.get("Target"):
         raise Invalid(f"invalid network {text!r}: name is missing")
     return result

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hivemesh.control import networks, validate
+from hivemesh.control import addresses, networks, validate
 from hivemesh.control.grants import Cursors, Grants, NewId
 from hivemesh.ipam import pools
-from hivemesh.model.addr import FIRST_VNI, VNI, Prefix
-from hivemesh.model.errors import Exhausted
+from hivemesh.model.addr import FIRST_VNI, VNI, Address, Prefix, address_of
+from hivemesh.model.errors import Conflict, Exhausted, Invalid
 from hivemesh.model.ids import NetworkID
 from hivemesh.model.network import Network, Subnet
 from hivemesh.model.node import Node
@@ -228,8 +228,12 @@ def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, gr
         return _refused(task, service.error)
     attachments: list[Attachment] = []
     try:
-        attachments.extend(grants.attachment(network) for network in _networks_of(tx, service))
-    except Exhausted as error:
+        for network in _networks_of(tx, service):
+            wanted = _static(service, network)
+            for address in wanted:
+                _take_over(tx, task, network, address, now, grants)
+            attachments.append(grants.attachment(network, wanted, service.id))
+    except (Exhausted, Conflict, Invalid) as error:
         for attachment in attachments:
             grants.release(attachment.network_id, attachment.addresses)
         return _refused(task, str(error))
@@ -240,6 +244,38 @@ def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, gr
         status=TaskStatus(timestamp=now, state=TaskState.PENDING, message=PENDING_MESSAGE),
         updated=now,
     )
+
+
+def _static(service: Service, network: Network) -> tuple[Address, ...]:
+    """The addresses that the service insists on."""
+    for attachment in service.spec.task_template.networks:
+        if attachment.target == network.id:
+            return addresses.wanted(attachment, network.spec.name)
+    return ()
+
+
+def _take_over(tx: Transaction, task: Task, network: Network, address: Address, now: float, grants: Grants) -> None:
+    """A static address goes to the successor of a task whose node is down: nobody else may have it, and waiting for the
+    node could take for ever. The old task is given up, so that no node leads to it; its own stops it when it is back.
+    """
+    for other in tx.tasks_of(task.service_id):
+        node = tx.get(Node, other.node_id) if other.node_id is not None else None
+        gone = other.desired > TaskState.RUNNING and node is not None and node.state == "down"
+        if other.id == task.id or other.status.state.dead or not gone:
+            continue
+        for attachment in other.attachments:
+            if attachment.network_id == network.id and address in map(address_of, attachment.addresses):
+                status = msgspec.structs.replace(
+                    other.status,
+                    timestamp=now,
+                    state=TaskState.ORPHANED,
+                    message="orphaned",
+                    err=f"the node is down; task {task.id} has its address {address} now",
+                )
+                tx.put(msgspec.structs.replace(other, status=status, updated=now))
+                for held in other.attachments:
+                    grants.release(held.network_id, held.addresses)
+                break
 
 
 def _refused(task: Task, reason: str) -> Task:

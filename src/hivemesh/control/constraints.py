@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,32 @@ NODE_LABELS = "node.labels."
 ENGINE_LABELS = "engine.labels."
 
 
+ATTRIBUTES: Mapping[str, Callable[[Node], str]] = {
+    "node.id": lambda node: node.id,
+    "node.hostname": lambda node: node.description.hostname,
+    "node.role": lambda node: node.spec.role,
+    "node.ip": lambda node: node.addr,
+    "node.platform.os": lambda node: node.description.os,
+    "node.platform.arch": lambda node: node.description.architecture,
+}
+
+
+def is_known(key: str) -> bool:
+    """Whether `key` (the case of all but a label's name does not matter) is something nodes have."""
+    prefix = next((prefix for prefix in (NODE_LABELS, ENGINE_LABELS) if key.lower().startswith(prefix)), None)
+    return key.lower() in ATTRIBUTES if prefix is None else len(key) > len(prefix)
+
+
+def attribute(key: str, node: Node) -> str | None:
+    """What the node has there; None for a label it lacks, and for a key that is not known."""
+    if key.lower().startswith(NODE_LABELS):
+        return node.spec.labels.get(key[len(NODE_LABELS) :])
+    if key.lower().startswith(ENGINE_LABELS):
+        return node.description.labels.get(key[len(ENGINE_LABELS) :])
+    read = ATTRIBUTES.get(key.lower())
+    return read(node) if read is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """`equal` tells `==` from `!=`."""
@@ -24,27 +51,11 @@ class Constraint:
 
     def accepts(self, node: Node) -> bool:
         """Whether the node meets the constraint. An unknown key never matches; `!=` on a missing label does."""
-        key = self.key.lower()
-        if key.startswith(NODE_LABELS):
-            return self._compare(node.spec.labels.get(self.key[len(NODE_LABELS) :]))
-        if key.startswith(ENGINE_LABELS):
-            return self._compare(node.description.labels.get(self.key[len(ENGINE_LABELS) :]))
-        match key:
-            case "node.id":
-                return self._compare(node.id)
-            case "node.hostname":
-                return self._compare(node.description.hostname)
-            case "node.role":
-                return self._compare(node.spec.role)
-            case "node.platform.os":
-                return self._compare(node.description.os)
-            case "node.platform.arch":
-                return self._compare(node.description.architecture)
-            case "node.ip":
-                return self._inside(node.addr)
-        return False
-
-    def _compare(self, actual: str | None) -> bool:
+        if not is_known(self.key):
+            return False
+        actual = attribute(self.key, node)
+        if self.key.lower() == "node.ip":
+            return self._inside(actual or "")
         same = actual is not None and actual.lower() == self.value.lower()
         return same is self.equal
 

@@ -1,16 +1,16 @@
 """Addresses granted within one transaction. What objects hold is the truth; leases are rebuilt from it when needed."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from hivemesh.control import addresses as owners
 from hivemesh.ipam.leases import Leases
 from hivemesh.model.addr import Address, Interface, endpoint_mac
 from hivemesh.model.errors import Conflict, Exhausted, Invalid
-from hivemesh.model.ids import EndpointID, NetworkID
+from hivemesh.model.ids import EndpointID, NetworkID, ServiceID
 from hivemesh.model.network import Network
-from hivemesh.model.node import Node
 from hivemesh.model.service import Service
-from hivemesh.model.task import Attachment, Task
+from hivemesh.model.task import Attachment
 from hivemesh.store.tables import View
 
 NewId = Callable[[], str]
@@ -36,9 +36,13 @@ class Grants:
         self._new_id = new_id
         self._cursors = cursors
         self._leases: dict[NetworkID, tuple[Leases, ...]] = {}
+        self._kept: dict[NetworkID, Mapping[Address, Service]] = {}
 
-    def addresses(self, network: Network, wanted: Collection[Address] = ()) -> tuple[Interface, ...]:
-        """One free address per family: the one of `wanted`, else any.
+    def addresses(
+        self, network: Network, wanted: Collection[Address] = (), owner: ServiceID | None = None
+    ) -> tuple[Interface, ...]:
+        """One free address per family: the one of `wanted`, else any. Those kept for a service only its tasks are
+        given: `owner` is the service in question.
 
         Raises `Exhausted` naming the network, `Invalid` or `Conflict` for a wanted address that cannot be had.
         """
@@ -52,6 +56,9 @@ class Grants:
                 raise Invalid(
                     f"invalid address {address}: It does not belong to network {network.spec.name} ({subnets})"
                 )
+            keeper = self._kept[network.id].get(address)
+            if keeper is not None and keeper.id != owner:
+                raise Conflict(f"network {network.spec.name}: address {address} is kept for service {keeper.spec.name}")
         try:
             for lease in leases:
                 chosen = next((address for address in wanted if lease.contains(address)), None)
@@ -62,9 +69,11 @@ class Grants:
             raise type(error)(f"network {network.spec.name}: {error}") from None
         return tuple(granted)
 
-    def attachment(self, network: Network, wanted: Collection[Address] = ()) -> Attachment:
+    def attachment(
+        self, network: Network, wanted: Collection[Address] = (), owner: ServiceID | None = None
+    ) -> Attachment:
         """A new endpoint, at the addresses `wanted` if any. Raises as `addresses` does."""
-        addresses = self.addresses(network, wanted)
+        addresses = self.addresses(network, wanted, owner)
         endpoint = EndpointID(self._new_id())
         return Attachment(
             endpoint_id=endpoint,
@@ -89,35 +98,21 @@ class Grants:
     def _of(self, network: Network) -> tuple[Leases, ...]:
         if network.id in self._leases:
             return self._leases[network.id]
-        holders = list(held(self._view, network.id))
+        holders = list(owners.held(self._view, network.id))
+        kept = self._kept[network.id] = owners.kept(self._view, network.id)
         made = []
         for subnet in network.subnets:
             version = subnet.prefix.version
             after = self._cursors.addresses.get((network.id, version))
             if after is None:  # a new process: go on after the youngest endpoint
-                youngest = max(holders, key=lambda pair: pair[0], default=(0.0, ()))[1]
+                youngest = max(holders, key=lambda pair: pair[0].created, default=(None, ()))[1]
                 after = next((int(address) for address in youngest if address.version == version), 0)
             lease = Leases(subnet, after)
             for _, addresses in holders:
                 for address in addresses:
                     lease.hold(address)
+            for wanted in kept:
+                lease.reserve(wanted)
             made.append(lease)
         self._leases[network.id] = tuple(made)
         return self._leases[network.id]
-
-
-def held(view: View, network: NetworkID) -> Iterable[tuple[float, tuple[Interface, ...]]]:
-    """Who holds what on a network, with the time its holder was made. A dead task holds nothing."""
-    for node in view.all(Node):
-        for attachment in node.attachments:
-            if attachment.network_id == network:
-                yield node.created, attachment.addresses
-    for service in view.all(Service):
-        for vip in service.vips:
-            if vip.network_id == network:
-                yield service.created, vip.addresses
-    for task in view.all(Task):
-        if not task.status.state.dead:
-            for attachment in task.attachments:
-                if attachment.network_id == network:
-                    yield task.created, attachment.addresses

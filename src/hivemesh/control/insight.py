@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from hivemesh.control import validate
-from hivemesh.control.grants import held
+from hivemesh.control.addresses import held, kept
 from hivemesh.ipam.leases import Leases
 from hivemesh.model.addr import address_of
 from hivemesh.model.network import Network
@@ -83,4 +83,6 @@ def _usage(view: View, network: Network) -> Iterable[Usage]:
         for _, addresses in held(view, network.id):
             for address in addresses:
                 lease.hold(address)
+        for reserved in kept(view, network.id):
+            lease.reserve(reserved)
         yield Usage(subnet=str(subnet.prefix), in_use=lease.in_use, free=min(lease.free, MOST))

@@ -64,7 +64,7 @@ def _is_done(tasks: Iterable[Task]) -> bool:
 
 def _was_stopped(tasks: list[Task]) -> bool:
     """There is none, or somebody wanted the last one to end."""
-    return not tasks or _latest(tasks).status.state == TaskState.SHUTDOWN
+    return not tasks or _latest(tasks).stopped
 
 
 def _latest(tasks: list[Task]) -> Task:
@@ -80,13 +80,13 @@ def _go_on(tasks: ServiceTasks, slot: Slot) -> bool:
     if latest.status.state.dead:
         if latest.start_after > tasks.now:
             tasks.wake_at(latest.start_after)
-        elif latest.status.state == TaskState.SHUTDOWN or tasks.should_restart(slot, latest):
+        elif latest.stopped or tasks.should_restart(slot, latest):
             tasks.replace(slot, latest, tasks.delay)
         else:
             tasks.stop(latest)
             return False
     elif latest.desired <= TaskState.RUNNING:
-        if slot.node is None and (tasks.is_lost(latest) or tasks.is_unfit(latest)):
+        if tasks.is_unfit(latest) or (slot.node is None and tasks.is_lost(latest)):
             tasks.replace(slot, latest, tasks.delay if tasks.is_down(latest) else 0.0)
         else:
             tasks.promote(latest, before)

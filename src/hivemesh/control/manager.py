@@ -14,6 +14,7 @@ from hivemesh.clock import Clock
 from hivemesh.control import (
     allocator,
     attachments,
+    enforcer,
     insight,
     lookup,
     networks,
@@ -54,6 +55,7 @@ def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: Cu
     """All passes until nothing changes. Returns when there is something to do again, in unix seconds, if known."""
     for _ in range(ROUNDS):
         before = tx.edits
+        enforcer.enforce(tx)
         wake = orchestrator.orchestrate(tx, now, new_id)
         allocator.allocate(tx, now, new_id, cursors)
         scheduler.schedule(tx, now)

@@ -76,7 +76,7 @@ class _Pass:
                 busy += self._ended(slot, latest) and not self._has_failed(slot)
             elif latest.desired > TaskState.RUNNING:
                 continue  # on its way out with no successor yet: judged when it has ended
-            elif not self._service.spec.is_global and (self._tasks.is_lost(latest) or self._tasks.is_unfit(latest)):
+            elif self._tasks.is_unfit(latest) or (not self._service.spec.is_global and self._tasks.is_lost(latest)):
                 self._tasks.replace(slot, latest, self._tasks.delay if self._tasks.is_down(latest) else 0.0)
                 busy += 1
             elif self._is_outdated(latest):
@@ -147,7 +147,7 @@ class _Pass:
                 continue
             open_ = node.state == "ready" and node.spec.availability == "active"
             # It was stopped while the node did not fit, and has not ended by itself
-            empty = not slot.tasks or self._latest(slot).status.state == TaskState.SHUTDOWN
+            empty = not slot.tasks or self._latest(slot).stopped
             if empty and not any(task.desired <= TaskState.RUNNING for task in slot.tasks):
                 if not open_:
                     continue
@@ -184,8 +184,9 @@ class _Pass:
     def _is_outdated(self, task: Task) -> bool:
         if task.spec_version != self._service.spec_version:
             return True
-        moved = task.spec.placement != self._service.spec.task_template.placement
-        return moved and not task.placed and not self._service.spec.is_global  # it would be placed by the old rules
+        if self._service.spec.is_global or task.spec.placement == self._service.spec.task_template.placement:
+            return False
+        return not task.placed or self._tasks.is_misplaced(task)  # else it would be placed by the old rules
 
     def _stays(self, task: Task, latest: Task) -> bool:
         """Start-first: what serves goes on until its successor does."""

@@ -1,4 +1,9 @@
-"""Which node runs a task: filters in Docker's order, then spread. One pass over a transaction."""
+"""Which node runs a task: filters in Docker's order, then spread. One pass over a transaction.
+
+Spread goes down the tree of the service's preferences (zones, then the racks of a zone): of the branches that have a
+fitting node, into the one with the fewest tasks of the service, all its nodes counted. Nodes that lack the label are a
+branch of their own. Inside the last branch the emptiest node wins.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,9 +12,10 @@ import msgspec
 
 from hivemesh.control import constraints
 from hivemesh.control.balance import balance_of
+from hivemesh.control.stock import Stock
 from hivemesh.model.errors import Invalid
 from hivemesh.model.node import Node
-from hivemesh.model.service import Service
+from hivemesh.model.service import Reservations, Service
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.store.tables import Transaction
 
@@ -17,6 +23,7 @@ ASSIGNED_MESSAGE = "scheduler assigned task to node"
 RECENT = 300.0
 """Seconds during which failures of a service on a node count against the node."""
 TOO_MANY_FAILURES = 5
+_NOTHING = Reservations()
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
@@ -36,10 +43,11 @@ def schedule(tx: Transaction, now: float) -> None:
             status = msgspec.structs.replace(task.status, err=candidates)
             tx.put(msgspec.structs.replace(task, status=status))
             continue
-        site = min(candidates, key=lambda site: site.rank(task))
+        site = _spread(task, candidates, here)
         assigned = msgspec.structs.replace(
             task,
             node_id=site.node.id,
+            generic=site.stock.choose(_reserved(task).generic_resources),
             status=TaskStatus(timestamp=now, state=TaskState.ASSIGNED, message=ASSIGNED_MESSAGE),
             updated=now,
         )
@@ -58,17 +66,19 @@ class _Site:
         self.host_ports: set[tuple[str, int]] = set()
         self.free_cpus = node.description.nano_cpus
         self.free_memory = node.description.memory_bytes
+        self.stock = Stock(node.description.generic)
         for task in tasks:
             if not task.status.state.dead and task.placed:
                 self.add(task)
-            elif task.status.state in (TaskState.FAILED, TaskState.REJECTED) and task.status.timestamp > now - RECENT:
+            elif _has_failed(task) and task.status.timestamp > now - RECENT:
                 self.failures[task.service_id] += 1
 
     def add(self, task: Task) -> None:
         self.host_ports |= _host_ports(task)
-        cpus, memory = _reserved(task)
-        self.free_cpus -= cpus
-        self.free_memory -= memory
+        reserved = _reserved(task)
+        self.free_cpus -= reserved.nano_cpus
+        self.free_memory -= reserved.memory_bytes
+        self.stock.take(task.generic)
         if task.desired <= TaskState.RUNNING:  # one that is being replaced keeps its resources, not its place
             self.total += 1
             self.of_service[task.service_id] += 1
@@ -79,13 +89,34 @@ class _Site:
         return failing, self.of_service[task.service_id], self.total, self.node.id
 
 
+def _spread(task: Task, fitting: list[_Site], everywhere: list[_Site]) -> _Site:
+    """The best of the fitting sites. `everywhere` are all that were looked at: also where no further task fits, the
+    tasks that are there count for their branch."""
+    for preference in task.spec.placement.preferences:
+        descriptor = preference.spread.spread_descriptor if preference.spread is not None else ""
+        branches: dict[str, list[_Site]] = {}
+        for site in fitting:
+            branches.setdefault(constraints.attribute(descriptor, site.node) or "", []).append(site)
+        around = [(constraints.attribute(descriptor, site.node) or "", site) for site in everywhere]
+        tasks: Counter[str] = Counter()
+        for value, site in around:
+            tasks[value] += site.of_service[task.service_id]
+        best = min(branches, key=lambda value: (tasks[value], min(site.rank(task) for site in branches[value])))
+        fitting, everywhere = branches[best], [site for value, site in around if value == best]
+    return min(fitting, key=lambda site: site.rank(task))
+
+
 def _is_ready(site: _Site, task: Task) -> bool:
     return site.node.state == "ready" and site.node.spec.availability == "active"
 
 
 def _has_resources(site: _Site, task: Task) -> bool:
-    cpus, memory = _reserved(task)
-    return (not cpus or cpus <= site.free_cpus) and (not memory or memory <= site.free_memory)
+    asked = _reserved(task)
+    return (
+        (not asked.nano_cpus or asked.nano_cpus <= site.free_cpus)
+        and (not asked.memory_bytes or asked.memory_bytes <= site.free_memory)
+        and (not asked.generic_resources or site.stock.has(asked.generic_resources))
+    )
 
 
 def _meets_constraints(site: _Site, task: Task) -> bool:
@@ -159,9 +190,12 @@ def _host_ports(task: Task) -> set[tuple[str, int]]:
     }
 
 
-def _reserved(task: Task) -> tuple[int, int]:
-    reservations = task.spec.resources.reservations
-    return (reservations.nano_cpus, reservations.memory_bytes) if reservations else (0, 0)
+def _reserved(task: Task) -> Reservations:
+    return task.spec.resources.reservations or _NOTHING
+
+
+def _has_failed(task: Task) -> bool:
+    return task.ended and task.status.state != TaskState.COMPLETE
 
 
 def _machine(architecture: str) -> str:

@@ -118,9 +118,7 @@ class ServiceTasks:
         ended = [
             task
             for task in slot.tasks
-            if task.spec_version == latest.spec_version
-            and task.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
-            and task.status.timestamp >= since
+            if task.spec_version == latest.spec_version and task.ended and task.status.timestamp >= since
         ]
         return len(ended) <= policy.max_attempts
 
@@ -138,7 +136,11 @@ class ServiceTasks:
         return self.is_down(task) or (node is not None and node.spec.availability == "drain")
 
     def is_unfit(self, task: Task) -> bool:
-        """The node no longer meets the constraints, as the service has them now."""
+        """Its node changed, and is the wrong one now: see `enforcer.py`."""
+        return task.evicted
+
+    def is_misplaced(self, task: Task) -> bool:
+        """The service changed, and does not want its node any more."""
         node = self.node_of(task)
         return node is not None and not self.accepts(node)
 

@@ -10,11 +10,9 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from hivemesh.model.service import Service, UpdateConfig, UpdateState, UpdateStatus
-from hivemesh.model.task import Task, TaskState
+from hivemesh.model.task import Task
 
 SECOND = 1_000_000_000
-ENDED = (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
-"""By itself, or refused; not because somebody wanted it to end."""
 UPDATING, ROLLING_BACK = "update in progress", "rollback in progress"
 
 
@@ -67,9 +65,7 @@ def has_failed(service: Service, task: Task) -> bool:
     """The task was made by the update going on, and did not last."""
     monitor = config_of(service).monitor / SECOND
     return (
-        belongs(service, task)
-        and task.status.state in ENDED
-        and (not task.started or task.status.timestamp - task.started <= monitor)
+        belongs(service, task) and task.ended and (not task.started or task.status.timestamp - task.started <= monitor)
     )
 
 

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hivemesh.control import balance, constraints, containerspec, secrets
+from hivemesh.control import addresses, balance, constraints, containerspec, secrets
 from hivemesh.model.errors import Conflict, Invalid, NotFound, Unsupported
+from hivemesh.model.generic import MAX_COUNT, GenericResource
 from hivemesh.model.network import Network
 from hivemesh.model.service import (
     EndpointSpec,
     NetworkAttachmentConfig,
     PortConfig,
+    Reservations,
     ResourceLimits,
     Service,
     ServiceSpec,
@@ -61,7 +63,9 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
     _endpoint(spec.endpoint_spec)
     _free_ports(view, spec.endpoint_spec, current)
     networks = tuple(_networks(view, spec.task_template.networks))
-    return msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=networks))
+    spec = msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=networks))
+    addresses.check(view, spec, current)
+    return spec
 
 
 def _mode(spec: ServiceSpec) -> None:
@@ -93,14 +97,34 @@ def _template(template: TaskSpec) -> None:
         raise Invalid("Placement: MaxReplicas cannot be negative")
     for text in template.placement.constraints:
         constraints.parse(text)
+    for preference in template.placement.preferences:
+        over = preference.spread.spread_descriptor if preference.spread is not None else ""
+        if not constraints.is_known(over):
+            known = ", ".join(constraints.ATTRIBUTES)
+            raise Invalid(
+                f"Placement: cannot spread over {over!r}: use node.labels.NAME, engine.labels.NAME or one of {known}"
+            )
 
 
-def _resources(limits: ResourceLimits, what: str) -> None:
+def _generic(resources: Iterable[GenericResource]) -> None:
+    """A task asks for a number of each kind; which ones it gets is the scheduler's choice."""
+    for resource in resources:
+        asked = resource.discrete_resource_spec
+        if asked is None:
+            kind = resource.named_resource_spec.kind if resource.named_resource_spec is not None else ""
+            raise Invalid(f"invalid argument for resource {kind}: ask for a number of them, such as {kind or 'GPU'}=1")
+        if not asked.kind or not 0 <= asked.value <= MAX_COUNT:
+            raise Invalid(f"invalid argument for resource {asked.kind}: expected a name and a count, not {asked.value}")
+
+
+def _resources(limits: ResourceLimits | Reservations, what: str) -> None:
     if limits.nano_cpus and limits.nano_cpus < MIN_NANO_CPUS:
         raise Invalid(f"{what}: invalid cpu value {limits.nano_cpus / 1e9:g}: Must be at least {MIN_NANO_CPUS / 1e9:g}")
     if limits.memory_bytes and limits.memory_bytes < MIN_MEMORY:
         raise Invalid(f"{what}: invalid memory value {limits.memory_bytes}: Must be at least 4MiB")
-    if limits.pids < 0:
+    if isinstance(limits, Reservations):
+        _generic(limits.generic_resources)
+    elif limits.pids < 0:
         raise Invalid(f"{what}: invalid pids value {limits.pids}: must not be negative")
 
 
@@ -187,8 +211,6 @@ def _networks(view: View, attachments: Iterable[NetworkAttachmentConfig]) -> Ite
         seen.add(found.id)
         for alias in attachment.aliases:
             containerspec.check_name(alias, f"alias of network {found.spec.name}")
-        for option in sorted(attachment.driver_opts):
-            raise Unsupported(f"network {found.spec.name}: driver option {option!r} of a service is not supported")
         yield msgspec.structs.replace(attachment, target=found.id, aliases=tuple(dict.fromkeys(attachment.aliases)))
 
 

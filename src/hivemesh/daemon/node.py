@@ -413,7 +413,7 @@ class Daemon:
 
     async def _describe(self) -> NodeDescription:
         assert self._identity is not None
-        return await describe(self._engine, self._identity.facts.vtep, self.name, self.labels)
+        return await describe(self._engine, self._identity.facts.vtep, self.name, self.labels, self._config.generic)
 
     def _known_managers(self) -> Sequence[str]:
         identity = self._session.identity if self._session else self._identity

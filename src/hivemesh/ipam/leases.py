@@ -21,6 +21,7 @@ class Leases:
         self.subnet = subnet
         self.last = after
         self._first, self._end = int(given.network_address), int(given.broadcast_address)
+        self._reserved: set[int] = set()
         self._held = {int(prefix.network_address), int(subnet.gateway)}
         if prefix.version == 4:
             self._held.add(int(prefix.broadcast_address))
@@ -29,6 +30,11 @@ class Leases:
         """What an object holds already. Addresses of other subnets are ignored."""
         if self.contains(address):
             self._held.add(int(address))
+
+    def reserve(self, address: Interface | Address) -> None:
+        """Given by `take` only. Addresses of other subnets are ignored."""
+        if self.contains(address):
+            self._reserved.add(int(address))
 
     def contains(self, address: Interface | Address) -> bool:
         """Whether `address` is of this subnet."""
@@ -45,13 +51,14 @@ class Leases:
     @property
     def free(self) -> int:
         """Addresses that `acquire` can still give."""
-        return self._end - self._first + 1 - sum(self._first <= number <= self._end for number in self._held)
+        taken = self._held | self._reserved
+        return self._end - self._first + 1 - sum(self._first <= number <= self._end for number in taken)
 
     def acquire(self) -> Interface:
         """The next free address. Raises `Exhausted`."""
         for low, high in ((max(self._first, self.last + 1), self._end), (self._first, min(self.last, self._end))):
             number = low
-            while number in self._held:
+            while number in self._held or number in self._reserved:
                 number += 1
             if number <= high:
                 self._held.add(number)

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from hivemesh.model.addr import Address, Prefix
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID
 from hivemesh.model.service import Spec
 from hivemesh.model.task import Attachment
@@ -29,6 +30,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     os: str = "linux"
     nano_cpus: int = 0
     memory_bytes: int = 0
+    generic: tuple[GenericResource, ...] = ()
     engine: str = ""  # "podman 4.3.1"
     engine_version: str = ""
     labels: dict[str, str] = {}

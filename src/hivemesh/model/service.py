@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from hivemesh.model.addr import Interface
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NetworkID, ServiceID
 
 Nanoseconds = int
@@ -123,9 +124,17 @@ class ResourceLimits(Spec, frozen=True, kw_only=True):
     pids: int = 0
 
 
+class Reservations(Spec, frozen=True, kw_only=True):
+    """What a node must have left for a task. Generic resources are asked for by number: `DiscreteResourceSpec`."""
+
+    nano_cpus: int = msgspec.field(default=0, name="NanoCPUs")
+    memory_bytes: int = 0
+    generic_resources: tuple[GenericResource, ...] = ()
+
+
 class Resources(Spec, frozen=True, kw_only=True):
     limits: ResourceLimits | None = None
-    reservations: ResourceLimits | None = None
+    reservations: Reservations | None = None
 
 
 class RestartPolicy(Spec, frozen=True, kw_only=True):
@@ -148,8 +157,21 @@ class Platform(Spec, frozen=True, kw_only=True):
     os: str = msgspec.field(default="", name="OS")
 
 
+class SpreadOver(Spec, frozen=True, kw_only=True):
+    """Evenly over the values of something nodes have, such as `node.labels.zone`."""
+
+    spread_descriptor: str = ""
+
+
+class PlacementPreference(Spec, frozen=True, kw_only=True):
+    spread: SpreadOver | None = None
+
+
 class Placement(Spec, frozen=True, kw_only=True):
+    """`preferences` go from the outermost to the innermost: over zones, then over the racks of each zone."""
+
     constraints: tuple[str, ...] = ()
+    preferences: tuple[PlacementPreference, ...] = ()
     max_replicas: int = 0
     platforms: tuple[Platform, ...] = ()
 

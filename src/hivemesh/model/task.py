@@ -5,8 +5,13 @@ from enum import IntEnum
 import msgspec
 
 from hivemesh.model.addr import MAC, Interface
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
+from hivemesh.model.local import Local
 from hivemesh.model.service import PortConfig, TaskSpec
+
+EVICTED_MESSAGE, EVICTED = "task rejected by constraint enforcer", "assigned node no longer meets constraints"
+"""Swarm's words for a task whose node changed under it."""
 
 
 class TaskState(IntEnum):
@@ -54,6 +59,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     network_id: NetworkID
     addresses: tuple[Interface, ...]
     mac: MAC
+    priority: int = 0  # on networks of one node: the highest is the way out
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,10 +79,13 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     status: TaskStatus = TaskStatus()
     ports: tuple[PortConfig, ...] = ()  # copied from the service's allocated ports
     attachments: tuple[Attachment, ...] = ()  # ingress first, then as the spec lists them
+    generic: tuple[GenericResource, ...] = ()  # what it got of its node's generic resources
+    evicted: bool = False  # its node no longer fits: it runs until it was stopped, and is rejected then
     start_after: float = 0.0  # unix seconds; a restarted slot waits for its delay
     started: float = 0.0  # when it was first reported running, unix seconds
     iteration: int = 0  # of the job it belongs to
     container: str = ""  # of an attachment: the name of the plain container that joins the networks of `spec`
+    local: Local = Local()  # of a plain container: what only its node knows
 
     @property
     def attached(self) -> bool:
@@ -106,8 +115,21 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         usable = self.status.state == TaskState.RUNNING and not self.status.unhealthy
         return usable and self.desired <= TaskState.RUNNING
 
+    @property
+    def stopped(self) -> bool:
+        """It ended because somebody wanted it to."""
+        return self.status.state == TaskState.SHUTDOWN or (self.evicted and self.status.state == TaskState.REJECTED)
+
+    @property
+    def ended(self) -> bool:
+        """By itself, or refused; not because somebody wanted it to."""
+        by_itself = self.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
+        return by_itself and not self.stopped
+
     def with_report(self, report: TaskStatus) -> "Task":
         """The task after `report`; a report of an earlier state changes nothing."""
+        if self.evicted and report.state == TaskState.SHUTDOWN:
+            report = msgspec.structs.replace(report, state=TaskState.REJECTED, message=EVICTED_MESSAGE, err=EVICTED)
         if report.state < self.status.state:
             return self
         started = self.started or (report.timestamp if report.state == TaskState.RUNNING else 0.0)

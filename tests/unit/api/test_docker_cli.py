@@ -176,7 +176,6 @@ async def test_bad_input_about_networks_and_names_is_refused_with_words(command:
     ("options", "named"),
     [
         (("--secret", "s"), "secret not found: s"),
-        (("--placement-pref", "spread=node.labels.x"), "TaskTemplate.Placement.Preferences is not supported"),
         (("--log-driver", "none"), "TaskTemplate.LogDriver is not supported"),
     ],
 )

@@ -7,7 +7,15 @@ import pytest
 from world import World, publish, spec
 
 from hivemesh.model.node import NodeDescription
-from hivemesh.model.service import Placement, Platform, ResourceLimits, Resources, RestartPolicy, ServiceSpec
+from hivemesh.model.service import (
+    Placement,
+    Platform,
+    Reservations,
+    ResourceLimits,
+    Resources,
+    RestartPolicy,
+    ServiceSpec,
+)
 from hivemesh.model.task import Task, TaskState
 
 
@@ -123,14 +131,14 @@ def test_reservations_count_and_limits_do_not() -> None:
     world = World(1)
     world.set_node("n1", description=NodeDescription(hostname="n1", nano_cpus=2_000_000_000, memory_bytes=1 << 30))
 
-    def asking(limits: ResourceLimits | None, reservations: ResourceLimits | None) -> ServiceSpec:
+    def asking(limits: ResourceLimits | None, reservations: Reservations | None) -> ServiceSpec:
         wanted = spec(replicas=3)
         template = msgspec.structs.replace(
             wanted.task_template, resources=Resources(limits=limits, reservations=reservations)
         )
         return msgspec.structs.replace(wanted, task_template=template)
 
-    world.create(asking(None, ResourceLimits(nano_cpus=1_000_000_000)))
+    world.create(asking(None, Reservations(nano_cpus=1_000_000_000)))
     (waiting,) = [task for task in world.tasks("web") if task.node_id is None]
     assert error(waiting) == "no suitable node (insufficient resources on 1 node)"
     world.remove("web")

@@ -14,7 +14,7 @@ from hivemesh.engine.api import ContainerRequest, EngineError
 from hivemesh.engine.host import HostNeeds, containers_conf, host_needs
 from hivemesh.engine.libpod import create_body, demultiplexed, docker_reference, words_of
 from hivemesh.engine.processes import signal_number
-from hivemesh.model.service import ContainerSpec, Mount, ResourceLimits, Resources
+from hivemesh.model.service import ContainerSpec, Mount, Reservations, ResourceLimits, Resources
 
 
 def request(spec: ContainerSpec, resources: Resources | None = None) -> ContainerRequest:
@@ -32,7 +32,7 @@ def test_command_and_arguments_replace_those_of_the_image() -> None:
 def test_limits_are_given_as_the_kernel_counts() -> None:
     limits = Resources(
         limits=ResourceLimits(nano_cpus=1_500_000_000, memory_bytes=1 << 20, pids=7),
-        reservations=ResourceLimits(memory_bytes=1 << 19),
+        reservations=Reservations(memory_bytes=1 << 19),
     )
     assert create_body(request(ContainerSpec(image="a"), limits), "a")["resource_limits"] == {
         "cpu": {"period": 100_000, "quota": 150_000},

@@ -203,6 +203,8 @@ def task(value: Task, network: Callable[[NetworkID], Network | None], service: S
         answer["JobIteration"] = {"Index": value.iteration}
     if value.node_id:
         answer["NodeID"] = value.node_id
+    if value.generic:
+        answer["GenericResources"] = codec.to_builtins(value.generic)
     return answer
 
 
@@ -234,7 +236,11 @@ def node(value: Node, cluster: Cluster | None = None, leader: NodeID | None = No
         "Description": {
             "Hostname": about.hostname,
             "Platform": {"Architecture": about.architecture, "OS": about.os},
-            "Resources": {"NanoCPUs": about.nano_cpus, "MemoryBytes": about.memory_bytes},
+            "Resources": {
+                "NanoCPUs": about.nano_cpus,
+                "MemoryBytes": about.memory_bytes,
+                **({"GenericResources": codec.to_builtins(about.generic)} if about.generic else {}),
+            },
             "Engine": {
                 "EngineVersion": about.engine_version,
                 "Labels": about.labels,
