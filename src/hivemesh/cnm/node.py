@@ -5,10 +5,11 @@ all others are the very same objects as before, which is how the caller knows th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hivemesh.dataplane.balancer.api import Part, Virtual, virtual
 from hivemesh.dataplane.plan.balancing import vip_part
+from hivemesh.dataplane.plan.bridge import PLAIN_HOST, ContainerPort, Locals, ports_of, way_out, with_local
 from hivemesh.dataplane.plan.facts import GatewayLease, HostFacts, HostPort
 from hivemesh.dataplane.plan.host import plan_host
 from hivemesh.dataplane.plan.ingress import plan_ingress
@@ -19,6 +20,7 @@ from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.model.addr import Address
 from hivemesh.model.cluster import DEFAULT_DATA_PATH_PORT
 from hivemesh.model.ids import NetworkID, ServiceID, TaskID
+from hivemesh.model.local import LocalNetwork
 from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Task
 from hivemesh.wire.control import (
@@ -41,6 +43,7 @@ class Sandbox:
     networks: Mapping[NetworkID, NetworkItem]
     lease: GatewayLease | None
     ports: tuple[PortConfig, ...] = ()  # published in host mode, with real numbers
+    local: Locals = field(default_factory=dict)  # the networks of this node it is on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +95,17 @@ def parts_of(view: View) -> ViewParts:
 
 
 def wants_gateway(task: Task, networks: Iterable[NetworkItem]) -> bool:
-    """A sandbox has a way out of the node unless all its networks are internal, or the user took it off all of them."""
+    """A sandbox has a way out of the node unless all its networks are internal, or the user took it off all of them.
+
+    For networks of this node, see `leads_out`.
+    """
     found = tuple(networks)
     return not all(network.internal for network in found) if found else not task.attached
+
+
+def leads_out(task: Task, networks: Iterable[NetworkItem], local: Locals) -> bool:
+    """Whether the sandbox has any way out."""
+    return wants_gateway(task, networks) or any(way_out(task, local, version) is not None for version in (4, 6))
 
 
 Services = Mapping[NetworkID, tuple[ServiceItem, ...]]
@@ -108,22 +119,24 @@ class Planner:
         self._vips: dict[frozenset[NetworkID], tuple[tuple[object, ...], Part]] = {}
         self._described: dict[tuple[NetworkID, ServiceID], tuple[ServiceItem, tuple[Virtual, ...]]] = {}
 
-    def forwarding(self, view: ViewParts, sandboxes: Sequence[Sandbox], facts: HostFacts) -> list[NamespacePlan]:
+    def forwarding(
+        self, view: ViewParts, sandboxes: Sequence[Sandbox], facts: HostFacts, local: tuple[LocalNetwork, ...] = ()
+    ) -> list[NamespacePlan]:
         """The host, the overlays and `ingress_sbox`, in the order in which they should be made right.
 
-        A network that a sandbox is still attached to stays, whatever the view says.
+        A network that a sandbox is still attached to stays, whatever the view says. `local` are those of this node.
         """
         networks = {n.id: n for sandbox in sandboxes for n in sandbox.networks.values()} | dict(view.networks)
         ingress = next((n for n in view.networks.values() if n.ingress and n.own), None)
         port = next((n.port for n in networks.values()), DEFAULT_DATA_PATH_PORT)
         host_ports = tuple(port for sandbox in sandboxes for port in _host_ports(sandbox))
-        plans = [
-            self._plan(
-                HOST,
-                (facts, view.publishes, host_ports, view.vteps, port),
-                lambda: plan_host(facts, view.publishes, host_ports, view.vteps, port),
-            )
-        ]
+        published = tuple(port for sandbox in sandboxes for port in _published(sandbox))
+
+        def host() -> NamespacePlan:
+            swarm = plan_host(facts, view.publishes, host_ports, view.vteps, port) if facts.in_swarm else PLAIN_HOST
+            return with_local(swarm, facts, local, published)
+
+        plans = [self._plan(HOST, (facts, view.publishes, host_ports, view.vteps, port, local, published), host)]
         for network in sorted(networks.values(), key=lambda n: (not n.ingress, n.id)):
             plans.append(self._overlay(network, facts, view.peers.get(network.id, ())))
         if ingress is not None:
@@ -140,9 +153,11 @@ class Planner:
         """`services` are the view's; those of the sandbox's networks are balanced in it."""
         task = sandbox.task
         vips = self._vips_on(sandbox.networks, services, facts)
-        inputs = (task.attachments, task.ports, sandbox.networks, sandbox.lease, facts, vips)
+        inputs = (task.attachments, task.ports, sandbox.networks, sandbox.local, sandbox.lease, facts, vips)
         return self._plan(
-            sandbox_namespace(task.id), inputs, lambda: plan_sandbox(task, sandbox.networks, facts, sandbox.lease, vips)
+            sandbox_namespace(task.id),
+            inputs,
+            lambda: plan_sandbox(task, sandbox.networks, facts, sandbox.lease, vips, sandbox.local),
         )
 
     def keep(self, view: ViewParts, sandboxes: Iterable[Sandbox]) -> None:
@@ -190,9 +205,16 @@ class Planner:
         return plan
 
 
-def _host_ports(sandbox: Sandbox) -> list[HostPort]:
+def _published(sandbox: Sandbox) -> tuple[ContainerPort, ...]:
+    """What a plain container publishes."""
     lease = sandbox.lease
-    if lease is None:
+    return ports_of(sandbox.task, sandbox.local, (lease.v4.ip, lease.v6.ip) if lease is not None else None)
+
+
+def _host_ports(sandbox: Sandbox) -> list[HostPort]:
+    """What a task publishes in host mode."""
+    lease = sandbox.lease
+    if lease is None or sandbox.task.attached:
         return []
     return [
         HostPort(

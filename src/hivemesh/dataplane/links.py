@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hivemesh.dataplane.ownership import is_left_over, is_our_link
-from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
+from hivemesh.kernel.api import HOST, Bridge, Dummy, Link, Macvlan, NamespacePlan, Veth, Vxlan
 from hivemesh.wire.netlink import Message
-from hivemesh.wire.rtnetlink import LinkSeen, set_bridge, set_isolated, set_link
+from hivemesh.wire.rtnetlink import MACVLAN_MODES, LinkSeen, set_bridge, set_isolated, set_link
 
-KIND = {Bridge: "bridge", Vxlan: "vxlan", Veth: "veth"}
+KIND = {Bridge: "bridge", Vxlan: "vxlan", Veth: "veth", Macvlan: "macvlan", Dummy: "dummy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,9 @@ class Step:
     refused: bool = False
 
 
-Outer = Callable[[Veth], tuple[LinkSeen | None, int]]
-"""Looks up the far end of a veth by name, and the index of the bridge it should be a port of (0: there is none)."""
+Outer = Callable[[Veth | Macvlan], tuple[LinkSeen | None, int]]
+"""Looks up the far end of a veth by name, and the index of the bridge it should be a port of (0: there is none); of a
+macvlan, its parent and the parent's index."""
 
 
 def compare(plan: NamespacePlan, wanted: Sequence[Link], seen: dict[str, LinkSeen], outer: Outer) -> Iterator[Step]:
@@ -93,6 +94,12 @@ def _wrong_for_good(link: Link, found: LinkSeen, outer: Outer) -> str:
         far, _ = outer(link)
         if far is None or far.index != found.peer or far.peer != found.index:
             return f"does not lead to {link.outer.name}"
+    if isinstance(link, Macvlan):
+        parent, _ = outer(link)
+        if parent is None or found.peer != parent.index:
+            return f"is not on {link.parent}"
+        if found.macvlan_mode != MACVLAN_MODES[link.mode]:
+            return f"is not in mode {link.mode}"
     return ""
 
 
@@ -107,7 +114,8 @@ def _in_place(link: Link, found: LinkSeen, seen: dict[str, LinkSeen], outer: Out
             messages.append(message)
 
     index, name = found.index, link.name
-    check("mtu", found.mtu, link.mtu, set_link(index, name, mtu=link.mtu), inside)
+    if link.mtu:
+        check("mtu", found.mtu, link.mtu, set_link(index, name, mtu=link.mtu), inside)
     check("alias", repr(found.alias), repr(link.alias), set_link(index, name, alias=link.alias), inside)
     if isinstance(link, Bridge):
         check("filtering", found.snooping or found.stp, False, set_bridge(index, name), inside)
@@ -119,7 +127,9 @@ def _in_place(link: Link, found: LinkSeen, seen: dict[str, LinkSeen], outer: Out
             return Step(name=name, text=f"link {name}: there is no bridge {link.master}", link=link, refused=True)
         master = bridge.index
         check("master", found.master, master, set_link(index, name, master=master), inside)
-    else:
+    elif isinstance(link, Macvlan):
+        check("mac", found.mac, link.mac, set_link(index, name, mac=link.mac), inside)
+    elif isinstance(link, Veth):
         check("mac", found.mac, link.mac, set_link(index, name, mac=link.mac), inside)
         far, master = outer(link)
         assert far is not None

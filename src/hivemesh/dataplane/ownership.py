@@ -3,7 +3,7 @@
 | Object | Ours in the host | Ours in a namespace of ours |
 |---|---|---|
 | namespace | | alias of `lo` starts with `hivemesh/` |
-| link | alias starts with `hivemesh/`; name starts with `hm-ve-` | every bridge, VXLAN device and veth |
+| link | alias starts with `hivemesh/`; name starts with `hm-ve-` | every bridge, VXLAN device, veth and macvlan |
 | address, neighbor | on a link of the plan | on a link of the plan |
 | route | protocol 117 | protocol 117 |
 | rule | protocol 117 | every one the kernel did not make |
@@ -22,7 +22,7 @@ from hivemesh.wire.rtnetlink import ROUTE_PROTOCOL, AddressSeen, LinkSeen, RuleS
 MARK = "hivemesh/"
 TABLE = "hivemesh"
 _PORT_PREFIX = "hm-ve-"
-_KINDS = ("bridge", "vxlan", "veth")
+_KINDS = ("bridge", "vxlan", "veth", "macvlan")
 _RULE_OF_KERNEL = 2  # RTPROT_KERNEL
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from hivemesh.dataplane.entries import GONE
 from hivemesh.dataplane.links import Outer, Step
 from hivemesh.dataplane.ownership import is_our_link
-from hivemesh.kernel.api import HOST, Bridge, Link, Veth, Vxlan
+from hivemesh.kernel.api import HOST, Bridge, Dummy, Link, Macvlan, Veth, Vxlan
 from hivemesh.kernel.linux import Linux
 from hivemesh.kernel.rtnl import Rtnl
 from hivemesh.wire.netlink import Message
-from hivemesh.wire.rtnetlink import LinkSeen, add_bridge, add_veth, add_vxlan, delete_link, set_isolated, set_link
+from hivemesh.wire.rtnetlink import (
+    LinkSeen,
+    add_bridge,
+    add_dummy,
+    add_macvlan,
+    add_veth,
+    add_vxlan,
+    delete_link,
+    set_isolated,
+    set_link,
+)
 
 
 class Plumber:
@@ -23,8 +33,11 @@ class Plumber:
         """A look-up of veths' far ends that asks for each bridge once."""
         masters: dict[tuple[str, str], int] = {}
 
-        def look_up(veth: Veth) -> tuple[LinkSeen | None, int]:
-            end = veth.outer
+        def look_up(link: Veth | Macvlan) -> tuple[LinkSeen | None, int]:
+            if isinstance(link, Macvlan):
+                parent = self._linux.door(HOST).link(link.parent)
+                return parent, parent.index if parent is not None else 0
+            end = link.outer
             try:
                 door = self._linux.door(end.namespace)
                 where = (end.namespace, end.master)
@@ -61,12 +74,16 @@ class Plumber:
             failures = _send(door, [add_bridge(link.name, link.mtu, link.mac)])
         elif isinstance(link, Vxlan):
             failures = self._create_vxlan(door, link)
+        elif isinstance(link, Macvlan):
+            failures = self._create_macvlan(door, link, outer)
+        elif isinstance(link, Dummy):
+            failures = _send(door, [add_dummy(link.name, link.mtu)])
         else:
             failures = self._create_veth(door, link, outer)
         made = None if failures else door.link(link.name)
         if made is None:
             return failures
-        finish = [set_link(made.index, link.name, up=True)] if isinstance(link, Veth) else []
+        finish = [set_link(made.index, link.name, up=True)] if isinstance(link, Veth | Macvlan) else []
         if link.alias:
             finish.append(set_link(made.index, link.name, alias=link.alias))
         return _send(door, finish)
@@ -87,6 +104,19 @@ class Plumber:
                 namespace=handle,
             )
             # its socket and its routes stay where the message is sent
+            return _send(self._linux.door(HOST), [message])
+        finally:
+            os.close(handle)
+
+    def _create_macvlan(self, door: Rtnl, link: Macvlan, outer: Outer) -> list[str]:
+        _, parent = outer(link)
+        if not parent:
+            return [f"link {link.name}: there is no interface {link.parent} to be its parent"]
+        handle = door.handle()
+        try:
+            message = add_macvlan(
+                link.name, parent=parent, mode=link.mode, mtu=link.mtu, mac=link.mac, namespace=handle
+            )
             return _send(self._linux.door(HOST), [message])
         finally:
             os.close(handle)

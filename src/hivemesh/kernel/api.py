@@ -63,7 +63,31 @@ class Veth:
     alias: str = ""
 
 
-Link = Bridge | Vxlan | Veth
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Macvlan:
+    """A link with a MAC of its own on a link of the host, its parent, up.
+
+    `mode` is as `ip link` names it; `mtu` 0 is the parent's.
+    """
+
+    name: str
+    mac: MAC
+    mtu: int
+    parent: str
+    mode: str = "bridge"
+    alias: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dummy:
+    """A link that leads nowhere, up: the parent of a macvlan network that has none."""
+
+    name: str
+    mtu: int
+    alias: str = ""
+
+
+Link = Bridge | Vxlan | Veth | Macvlan | Dummy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,7 @@ _SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 253, 254, 255
 RTN_UNICAST, RTN_LOCAL = 1, 2
 _ONLINK = 4
 _TO_TABLE = 1
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: they are most of a link's bytes
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -82,12 +83,13 @@ class LinkSeen:
     up: bool
     alias: str
     master: int  # index, 0: none
-    peer: int  # index of a veth's other end, in the namespace it lives in
-    elsewhere: bool  # the other end of a veth, or the socket of a VXLAN device, is in another namespace
+    peer: int  # index of a veth's other end, or of a macvlan's parent, in the namespace it lives in
+    elsewhere: bool  # that one, or the socket of a VXLAN device, is in another namespace
     isolated: bool = False
     snooping: bool = False  # a bridge that filters multicast by IGMP
     stp: bool = False
     vxlan: VxlanSeen | None = None
+    macvlan_mode: int = 0
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -125,12 +127,13 @@ def parse_link(body: bytes) -> LinkSeen:
         up=bool(flags & IFF_UP),
         alias=string(attrs.get(20, b"")),
         master=number(attrs.get(10, b"")),
-        peer=number(attrs.get(5, b"")) if kind == "veth" else 0,
+        peer=number(attrs.get(5, b"")) if kind in ("veth", "macvlan") else 0,
         elsewhere=37 in attrs,
         isolated=any(port.get(33, b"")),
         snooping=kind == "bridge" and any(data.get(23, b"")),
         stp=kind == "bridge" and any(data.get(5, b"")),
         vxlan=vxlan,
+        macvlan_mode=number(data.get(1, b"")) if kind == "macvlan" else 0,
     )
 
 
@@ -183,6 +186,19 @@ def add_veth(outer: str, inner: str, *, mtu: int, mac: MAC, master: int, namespa
         body += u32(10, master)
     info = nested(18, text(1, "veth"), nested(2, nested(1, peer)))
     return Message("add_link", inner, NEWLINK, CREATE | EXCLUSIVE, body + info)
+
+
+def add_macvlan(name: str, *, parent: int, mode: str, mtu: int, mac: MAC, namespace: int) -> Message:
+    """Sent where the parent lives, whose MTU it gets with `mtu` 0; it appears behind the handle `namespace`, down."""
+    own = u32(4, mtu) if mtu else b""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name) + own + attribute(1, mac_bytes(mac)) + u32(5, parent)
+    info = nested(18, text(1, "macvlan"), nested(2, u32(1, MACVLAN_MODES[mode])))
+    return Message("add_link", name, NEWLINK, CREATE | EXCLUSIVE, body + u32(28, namespace) + info)
+
+
+def add_dummy(name: str, mtu: int) -> Message:
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(3, name) + u32(4, mtu) + nested(18, text(1, "dummy"))
+    return Message("add_link", name, NEWLINK, CREATE | EXCLUSIVE, body)
 
 
 def set_link(

@@ -35,6 +35,11 @@ class HostFacts:
     it is to be had."""
 
     @property
+    def in_swarm(self) -> bool:
+        """Outside, `vtep` is no address, and there is no gateway bridge."""
+        return not self.vtep.is_unspecified
+
+    @property
     def overhead(self) -> int:
         """Bytes VXLAN adds to a frame on this underlay."""
         return VXLAN_OVERHEAD if self.vtep.version == 4 else VXLAN_OVERHEAD + 20

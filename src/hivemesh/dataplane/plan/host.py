@@ -63,21 +63,13 @@ def plan_host(
     vxlan_port: int,
 ) -> NamespacePlan:
     """What the host holds: never more than our bridge, our table, and the settings forwarding needs."""
-    sysctls = {
-        "net/ipv4/ip_forward": "1",
-        "net/ipv6/conf/all/forwarding": "1",
-        # `all` and the interface's own are or-ed: with `all` 0 every other interface keeps what it has
-        "net/ipv4/conf/all/send_redirects": "0",
+    sysctls = forwarding_settings(facts) | {
         f"net/ipv4/conf/{GATEWAY_BRIDGE}/send_redirects": "0",
         # replies to 127.0.0.1 come in from the bridge
         f"net/ipv4/conf/{GATEWAY_BRIDGE}/route_localnet": "1",
         # until duplicate address detection is over, a second or two, the bridge could not ask for a container's MAC
         f"net/ipv6/conf/{GATEWAY_BRIDGE}/accept_dad": "0",
     }
-    if not facts.keep_bridge_filter:
-        sysctls |= {f"net/bridge/bridge-nf-call-{what}": "0" for what in ("iptables", "ip6tables")}
-    for interface in facts.ra_interfaces:
-        sysctls[f"net/ipv6/conf/{interface}/accept_ra"] = "2"
     # The bridge's MAC would be the lowest of its ports' and change as containers come and go
     bridge = Bridge(name=GATEWAY_BRIDGE, mtu=facts.vtep_mtu, mac=mac_of(facts.gateway4.ip), alias=GATEWAY_ALIAS)
     ingress_mac = mac_of(facts.ingress4.ip)
@@ -95,6 +87,21 @@ def plan_host(
         sysctls=sysctls,
         tables=(_table(facts, publishes, host_ports, vteps, vxlan_port),),
     )
+
+
+def forwarding_settings(facts: HostFacts) -> dict[str, str]:
+    """Of the machine as a whole, whatever is forwarded."""
+    settings = {
+        "net/ipv4/ip_forward": "1",
+        "net/ipv6/conf/all/forwarding": "1",
+        # `all` and the interface's own are or-ed: with `all` 0 every other interface keeps what it has
+        "net/ipv4/conf/all/send_redirects": "0",
+    }
+    if not facts.keep_bridge_filter:
+        settings |= {f"net/bridge/bridge-nf-call-{what}": "0" for what in ("iptables", "ip6tables")}
+    for interface in facts.ra_interfaces:
+        settings[f"net/ipv6/conf/{interface}/accept_ra"] = "2"
+    return settings
 
 
 def _table(

@@ -34,6 +34,11 @@ def endpoint_port(endpoint: EndpointID) -> str:
     return f"veth{endpoint[:8]}"
 
 
+def local_port(endpoint: EndpointID) -> str:
+    """The host end of an endpoint's veth on a bridge of this node."""
+    return f"hm-ve-{endpoint[:8]}"
+
+
 def gateway_port(task: TaskID) -> str:
     """The host end of a sandbox's gateway veth."""
     return f"hm-ve-{task[:8]}"

@@ -21,6 +21,7 @@ from socket import AF_INET, AF_INET6
 
 from hivemesh.dataplane.balancer.api import Part
 from hivemesh.dataplane.plan import facts as node
+from hivemesh.dataplane.plan.bridge import Locals, local_link, way_out
 from hivemesh.dataplane.plan.names import TABLE, gateway_port, sandbox_mark, sandbox_namespace
 from hivemesh.dataplane.plan.names_rules import NAMES
 from hivemesh.dataplane.plan.wiring import (
@@ -50,6 +51,7 @@ FAKE_GATEWAY_MAC = MAC("02:42:00:00:00:00")
 """Link-local, so that it is no address the allocator could give away; each frame gets the real MAC on its way out."""
 INGRESS_LINK = "eth0"
 NO_VIPS = Part()
+NO_LOCALS: Locals = {}
 
 
 def plan_sandbox(
@@ -58,10 +60,12 @@ def plan_sandbox(
     facts: node.HostFacts,
     lease: node.GatewayLease | None,
     vips: Part = NO_VIPS,
+    local: Locals = NO_LOCALS,
 ) -> NamespacePlan:
     """The sandbox of `task`. Interfaces: ingress, gateway bridge (with a `lease`), then user networks as listed.
 
     Networks the view does not have (any more) are left out. `vips` is what balances the services of these networks.
+    `local` are networks of this node: through one of them leads the way out, if any leads out.
     """
     here = [(a, networks[a.network_id]) for a in task.attachments if a.network_id in networks]
     ingress = next(((a, n) for a, n in here if n.ingress), None)
@@ -90,11 +94,16 @@ def plan_sandbox(
         name = f"eth{len(links)}"
         links.append(gateway_link(name, lease.v4, facts, gateway_port(task.id), task.id))
         addresses.update(LinkAddress(link=name, address=a) for a in (lease.v4, lease.v6))
-        routes |= gateway_routes(name, facts)
+        routes |= {r for r in gateway_routes(name, facts) if way_out(task, local, r.destination.version) is None}
         neighbors |= gateway_neighbors(name, facts)
-    for endpoint, network in here:
-        if not network.ingress:
-            attach(endpoint, network)
+    for endpoint in task.attachments:
+        if endpoint.network_id in local:
+            name = f"eth{len(links)}"
+            links.append(local_link(name, endpoint, local[endpoint.network_id], facts, task.id))
+            addresses.update(LinkAddress(link=name, address=a) for a in endpoint.addresses)
+            routes |= _ways_out(name, endpoint, task, local)
+        elif endpoint.network_id in networks and not networks[endpoint.network_id].ingress:
+            attach(endpoint, networks[endpoint.network_id])
     if ingress is not None:
         endpoint, network = ingress
         ports = tuple(p for p in task.ports if p.publish_mode == "ingress")
@@ -116,6 +125,19 @@ def plan_sandbox(
         tables=tables,
         ipvs=vips.ipvs,
     )
+
+
+def _ways_out(link: str, endpoint: Attachment, task: Task, local: Locals) -> set[Route]:
+    """The default routes that lead through `endpoint`."""
+    ways = [way for version in (4, 6) if (way := way_out(task, local, version)) is not None]
+    return {
+        Route(
+            destination=ANYWHERE4 if way.subnet.prefix.version == 4 else ANYWHERE6, link=link,
+            gateway=way.subnet.gateway,
+        )
+        for way in ways
+        if way.attachment == endpoint
+    }  # fmt: skip
 
 
 def _other_subnets(link: str, endpoint: Attachment, network: NetworkItem) -> set[Route]:
