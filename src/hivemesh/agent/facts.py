@@ -31,6 +31,9 @@ GATEWAY_POOL = (
 )
 """Docker's pools for local networks; 172.17.0.0/16 is docker0's, where Docker runs too."""
 
+PLAIN_MTU = 1500
+"""Of bridges of a machine in no swarm, unless one of its links has less."""
+
 
 def local_addresses() -> list[LocalAddress]:
     """This machine's addresses, to choose one to advertise."""
@@ -42,9 +45,10 @@ def local_routes() -> list[Prefix]:
     return [prefix for link, prefix in machine.routes() if link != GATEWAY_BRIDGE]
 
 
-def gather(vtep: Address, balancer: Engine = BASE) -> HostFacts:
-    """Raises `Unavailable` when the machine has lost its data path address."""
-    facts = host_facts(vtep, machine.addresses(), local_routes(), machine.learning_links())
+def gather(vtep: Address | None, balancer: Engine = BASE) -> HostFacts:
+    """Without `vtep`: outside a swarm. Raises `Unavailable` when the machine has lost its data path address."""
+    addresses, learning = machine.addresses(), machine.learning_links()
+    facts = plain_facts(addresses, learning) if vtep is None else host_facts(vtep, addresses, local_routes(), learning)
     return replace(
         facts,
         keep_bridge_filter=machine.needs_bridge_filter(),
@@ -75,6 +79,20 @@ def host_facts(
         node_v6=vtep if isinstance(vtep, IPv6Address) else first_v6(beside),
         gateway4=kept4 or _free_gateway(routes),
         gateway6=kept6 or _unique_local_gateway(vtep),
+        ra_interfaces=tuple(learning),
+    )
+
+
+def plain_facts(addresses: Iterable[HostAddress], learning: Iterable[str]) -> HostFacts:
+    """Pure. Of a machine in no swarm: no tunnels, no gateway bridge."""
+    mtus = [here.mtu for here in addresses if not here.address.ip.is_loopback and not here.link.startswith("hm")]
+    return HostFacts(
+        vtep=IPv4Address(0),
+        vtep_mtu=min((PLAIN_MTU, *mtus)),
+        node_v4=None,
+        node_v6=None,
+        gateway4=IPv4Interface("0.0.0.0/32"),
+        gateway6=IPv6Interface("::/128"),
         ra_interfaces=tuple(learning),
     )
 
