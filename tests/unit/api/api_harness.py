@@ -138,7 +138,7 @@ class Machine:
                     err=f"no such image: {task.spec.container_spec.image}" if bad else "",
                     container_id="" if bad else TaskID(task.id).ljust(64, "0"),
                 )
-                tx.put(msgspec.structs.replace(task, status=status))
+                tx.put(task.with_report(status))
 
 
 def _next(task: Task) -> TaskState | None:
