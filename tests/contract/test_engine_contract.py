@@ -224,12 +224,16 @@ async def test_command_in_an_ended_container_is_refused(bed: Bed) -> None:
         await bed.engine.run(container, ["sleep", "1"], 5)
 
 
-async def test_image_says_how_to_check_its_health(bed: Bed, podman_files: dict[str, str], tmp_path: Path) -> None:
+async def test_image_says_what_its_containers_are_like(bed: Bed, podman_files: dict[str, str], tmp_path: Path) -> None:
     await bed.engine.ensure_image(IMAGE)
-    assert await bed.engine.health_of(IMAGE) is None
+    plain = await bed.engine.describe(IMAGE)
+    assert (plain.health, plain.exposed) == (None, ())
     if isinstance(bed.engine, PodmanEngine):
         recipe = tmp_path / "Containerfile"
-        recipe.write_text(f"FROM {IMAGE}\nHEALTHCHECK --interval=7s --timeout=2s --retries=5 CMD test -e /healthy\n")
+        recipe.write_text(
+            f"FROM {IMAGE}\nHEALTHCHECK --interval=7s --timeout=2s --retries=5 CMD test -e /healthy\n"
+            'EXPOSE 80 53/udp\nENTRYPOINT ["/bin/sh"]\n'
+        )
         build = [
             "podman",
             "build",
@@ -244,9 +248,10 @@ async def test_image_says_how_to_check_its_health(bed: Bed, podman_files: dict[s
         await asyncio.to_thread(
             subprocess.run, [*build, str(tmp_path)], env={**os.environ, **podman_files}, check=True, capture_output=True
         )
-        assert await bed.engine.health_of("localhost/checked") == HealthConfig(
-            test=("CMD-SHELL", "test -e /healthy"), interval=7 * 10**9, timeout=2 * 10**9, retries=5
-        )
+        health = HealthConfig(test=("CMD-SHELL", "test -e /healthy"), interval=7 * 10**9, timeout=2 * 10**9, retries=5)
+        found = await bed.engine.describe("localhost/checked")
+        assert (found.health, found.entrypoint) == (health, True)
+        assert set(found.exposed) == {("tcp", 80), ("udp", 53)}
 
 
 async def test_unknown_image_is_refused_in_words(bed: Bed) -> None:

@@ -7,8 +7,8 @@ What stays true
 - A process gets its stop signal only when the task is released (every live node sends its connections elsewhere) or
   when the task is gone from the view: see `TaskItem`.
 - States only move forward, also over restarts of the daemon: a container that runs is adopted as it is.
-- A container with a health check runs, for everybody else, once it is healthy. One that turns unhealthy gets no new
-  connections, and is stopped.
+- A container with a health check runs, for everybody else, once it is healthy; one without, once it listens
+  (`readiness.py`). One that turns unhealthy gets no new connections, and is stopped.
 - A task that ended keeps its container, for its logs, until the managers forget the task.
 """
 
@@ -20,9 +20,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from hivemesh.agent.health import Check, check_of, examine
+from hivemesh.agent.readiness import LISTEN_TIMEOUT, Doors, doors_of, until_open
 from hivemesh.agent.request import container_request
 from hivemesh.clock import Clock
 from hivemesh.engine.api import ContainerInfo, Engine
+from hivemesh.kernel import listening
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.ids import TaskID
 from hivemesh.model.service import PortConfig
@@ -114,6 +116,7 @@ class Executor:
         self._pid = found.pid if found else 0
         self._secrets: dict[str, str] = {}
         self._check: Check | None = None
+        self._doors = Doors()
         self._check_known = False
         self._gone = False
         self._lost = ""  # why the sandbox cannot be used any more
@@ -217,7 +220,9 @@ class Executor:
 
     async def _learn_check(self) -> None:
         spec = self.task.spec.container_spec
-        self._check = check_of(spec.healthcheck, await self._engine.health_of(spec.image))
+        image = await self._engine.describe(spec.image)
+        self._check = check_of(spec.healthcheck, image.health)
+        self._doors = doors_of(self.task, image)
         self._check_known = True
 
     async def _adopt(self, found: ContainerInfo) -> None:
@@ -276,6 +281,8 @@ class Executor:
             await self._insist(self._learn_check, "learn the health check of")
         known = self._status.state == TaskState.RUNNING
         if self._check is None:
+            if not known:
+                await self._await_doors()
             if not known or self._status.container_id != self._container:
                 self._say(TaskState.RUNNING, "started")
             await asyncio.Event().wait()  # for ever
@@ -293,6 +300,15 @@ class Executor:
         )
         log.warning("task %s is unhealthy: %s", self.task.name, said)
         return UNHEALTHY + (f": {said.splitlines()[-1][:MOST_WORDS]}" if said else "")
+
+    async def _await_doors(self) -> None:
+        """Nobody shall be refused for asking a server that has only just begun."""
+        if not self._doors:
+            return
+        self._say(TaskState.STARTING, "starting")
+        if not await until_open(self._doors, lambda: listening.doors_of(self._pid), self._clock):
+            name, doors = self.task.name, self._doors
+            log.warning("task %s does not listen on %s after %g s: used all the same", name, doors, LISTEN_TIMEOUT)
 
     def _finish(self, code: int) -> None:
         """The process ended by itself."""

@@ -33,6 +33,15 @@ class ContainerRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What an image says of the containers made from it."""
+
+    health: HealthConfig | None = None
+    exposed: tuple[tuple[str, int], ...] = ()  # protocol, port
+    entrypoint: bool = False  # arguments are for its own program, whatever they are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerInfo:
     """A container of ours as the engine sees it."""
 
@@ -88,8 +97,8 @@ class Engine(Protocol):
         """Pull unless it is here. Raises `ImageNotFound` with the engine's reason."""
         ...
 
-    async def health_of(self, image: str) -> HealthConfig | None:
-        """The check that an image brings along; `ensure_image` was called."""
+    async def describe(self, image: str) -> ImageFacts:
+        """What an image says of itself; `ensure_image` was called."""
         ...
 
     async def create(self, request: ContainerRequest) -> str:

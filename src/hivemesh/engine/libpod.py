@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, Output
+from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, ImageFacts, Output
 from hivemesh.engine.processes import signal_number
 from hivemesh.model.service import HealthConfig, Mount
 from hivemesh.wire.logs import nanoseconds
@@ -56,10 +56,25 @@ class Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     config: Config
 
 
+class ImageConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    """`Config` of an image."""
+
+    exposed_ports: dict[str, Any] | None = None  # by "port/protocol", or "port" alone for TCP
+    entrypoint: list[str] | None = None
+
+
 class Image(msgspec.Struct, frozen=True, rename="pascal"):
     """`GET /images/{name}/json`."""
 
     healthcheck: HealthConfig | None = None
+    config: ImageConfig | None = None
+
+    @property
+    def facts(self) -> ImageFacts:
+        config = self.config or ImageConfig()
+        pairs = [entry.partition("/") for entry in config.exposed_ports or ()]
+        exposed = tuple((protocol or "tcp", int(port)) for port, _, protocol in pairs if port.isdecimal())
+        return ImageFacts(health=self.healthcheck, exposed=exposed, entrypoint=bool(config.entrypoint))
 
 
 class ExecSession(msgspec.Struct, frozen=True, rename="pascal"):

@@ -23,6 +23,7 @@ from hivemesh.engine.api import (
     ContainerRequest,
     EngineError,
     EngineInfo,
+    ImageFacts,
     ImageNotFound,
     LogOptions,
     Output,
@@ -47,7 +48,6 @@ from hivemesh.engine.libpod import (
 )
 from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.engine.service import PodmanService
-from hivemesh.model.service import HealthConfig
 
 __all__ = ["HostNeeds", "PodmanEngine", "host_needs"]
 
@@ -108,12 +108,12 @@ class PodmanEngine:
                 raise ImageNotFound(problem)
         self._references[image] = reference
 
-    async def health_of(self, image: str) -> HealthConfig | None:
+    async def describe(self, image: str) -> ImageFacts:
         for reference in dict.fromkeys((self._references.get(image, image), docker_reference(image))):
             answer = await self._call("GET", f"/images/{quote(reference, safe='')}/json", fine=(404,))
             if answer.status != 404:
-                return msgspec.json.decode(answer.body, type=Image).healthcheck
-        return None
+                return msgspec.json.decode(answer.body, type=Image).facts
+        return ImageFacts()
 
     async def create(self, request: ContainerRequest) -> str:
         body = create_body(request, self._references.get(request.spec.image, request.spec.image))

@@ -31,13 +31,13 @@ from hivemesh.engine.api import (
     ContainerRequest,
     EngineError,
     EngineInfo,
+    ImageFacts,
     ImageNotFound,
     LogOptions,
     Output,
     Ran,
 )
 from hivemesh.engine.processes import Processes, signal_number
-from hivemesh.model.service import HealthConfig
 from hivemesh.wire.logs import STDOUT
 
 UNKNOWN_EXIT = -1
@@ -133,8 +133,8 @@ class ProcessEngine:
     async def ensure_image(self, image: str) -> None:
         self._command_of(image)
 
-    async def health_of(self, image: str) -> HealthConfig | None:
-        return None
+    async def describe(self, image: str) -> ImageFacts:
+        return ImageFacts()
 
     async def create(self, request: ContainerRequest) -> str:
         container = hashlib.sha256(request.name.encode()).hexdigest()

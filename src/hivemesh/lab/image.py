@@ -72,7 +72,7 @@ def build_image(places: Places) -> Path:
     # In a mount namespace of its own: Podman leaves its store mounted onto itself, which would outlive the lab.
     _run(
         ["unshare", "--mount", "podman", "import", "--change", f'CMD ["/bin/{PROGRAM}"]',
-         str(archive), IMAGE],
+         "--change", "EXPOSE 80/tcp", "--change", "EXPOSE 80/udp", str(archive), IMAGE],
         {"CONTAINERS_STORAGE_CONF": str(storage)},
     )  # fmt: skip
     archive.unlink()

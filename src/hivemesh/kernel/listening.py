@@ -1,0 +1,49 @@
+"""Which ports are open in the network namespace of a process: the kernel's tables say, nothing is sent to anybody.
+
+The tables are text, a line per socket: `sl local_address rem_address st …`, addresses in hexadecimal, each 32-bit word
+in the machine's byte order (proc_net_tcp in the kernel's documentation).
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+Door = tuple[str, int]
+"""A protocol ("tcp", "udp") and a port."""
+
+_TABLES = (("tcp", "tcp", "0A"), ("tcp", "tcp6", "0A"), ("udp", "udp", "07"), ("udp", "udp6", "07"))
+"""Protocol, its table, and the state of a socket that anybody may talk to (include/net/tcp_states.h): TCP_LISTEN, and
+TCP_CLOSE for a UDP socket without a peer."""
+
+
+def doors_of(pid: int) -> frozenset[Door]:
+    """What other machines could reach in the namespace of `pid`: not what listens on the loopback alone.
+
+    Empty when the process has ended.
+    """
+    found: set[Door] = set()
+    for protocol, table, state in _TABLES:
+        with contextlib.suppress(OSError):  # no IPv6 here, or it has just ended
+            found.update((protocol, port) for port in _open_ports(Path(f"/proc/{pid}/net/{table}").read_text(), state))
+    return frozenset(found)
+
+
+def _open_ports(table: str, state: str) -> Iterator[int]:
+    for line in table.splitlines()[1:]:
+        _, local, _, now, *_ = line.split(maxsplit=4)
+        if now == state:
+            address, _, port = local.partition(":")
+            if not _is_loopback(address):
+                yield int(port, 16)
+
+
+def _is_loopback(address: str) -> bool:
+    """127.0.0.0/8, ::1, and the former inside the latter's family."""
+    words = [bytes.fromhex(address[at : at + 8]) for at in range(0, len(address), 8)]
+    if sys.byteorder == "little":
+        words = [word[::-1] for word in words]
+    plain = b"".join(words)
+    if len(plain) == 4 or plain.startswith(bytes(10) + b"\xff\xff"):
+        return plain[-4] == 127
+    return plain == bytes(15) + b"\x01"
