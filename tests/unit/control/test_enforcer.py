@@ -260,6 +260,16 @@ def test_a_device_that_was_taken_out_takes_its_task_along_and_no_other() -> None
     assert sorted(name for task in world.wanted("web") for name in names(task)) == ["a", "c", "d"]
 
 
+def test_fewer_of_what_is_counted_are_enough_for_fewer_tasks() -> None:
+    world = equipped(("SSD=4",))
+    world.create(asking_generic(2, discrete("SSD", 2)))
+    world.agents()
+    equip(world, "n1", "SSD=3")
+    world.agents()
+    assert sorted(task.serving for task in world.wanted("web")) == [False, True]
+    assert sum(task.status.state == TaskState.REJECTED for task in world.tasks("web")) == 1
+
+
 def test_a_service_that_changed_its_constraints_moves_as_its_update_says() -> None:
     world = labelled("north", "north", "south", "south")
     update = UpdateConfig(parallelism=1, monitor=0)

@@ -80,13 +80,14 @@ def test_inner_preferences_spread_inside_each_branch() -> None:
 
 def test_a_branch_where_nothing_fits_is_passed_over_and_its_tasks_still_count() -> None:
     world = zoned("north", "south")
-    world.create(spread(2, "node.labels.zone"))
+    world.create(spread(4, "node.labels.zone"))
     world.set_spec("n2", availability="pause", labels={"zone": "south"})
-    world.update("web", spread(4, "node.labels.zone"))
-    assert placed(world) == {"north": 3, "south": 1}
     world.add_node(3, zone="south")
     world.update("web", spread(6, "node.labels.zone"))
     assert placed(world) == {"north": 3, "south": 3}
+    world.set_spec("n3", availability="pause", labels={"zone": "south"})
+    world.update("web", spread(8, "node.labels.zone"))
+    assert placed(world) == {"north": 5, "south": 3}
 
 
 def test_preferences_are_wishes_and_constraints_are_not() -> None:
