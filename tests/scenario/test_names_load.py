@@ -5,49 +5,22 @@ and rightly. So the demo image's server says `Connection: close` with its last a
 `make soak` runs the long form.
 """
 
-import re
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from names_asked import SLEEP, askers, network, service, update
 from outside import await_served, await_tasks, cli, eventually
+from under_load import PAUSE, load
 
 from hivemesh.lab.lab import Lab
-from hivemesh.lab.machine import Machine, kill
 
 pytestmark = pytest.mark.scenario
 
 PORT = 8085
-CONNECTIONS = 4
-PAUSE = "function delay() return 10 end\n"
-"""Milliseconds between a connection's requests: constant load, no table of a kernel fills with ended connections."""
 HEALTH = ("--health-cmd", "wget -q -O /dev/null http://127.0.0.1/", "--health-interval", "1s", "--health-start-period",
           "30s", "--health-start-interval", "100ms", "--health-timeout", "10s")  # fmt: skip
-"""A process that has begun does not listen yet; without a check its task serves from that moment, and may refuse."""
+"""Tasks of a service with a check serve once it succeeds. `test_stacks_rolling.py` does without."""
 SHORT, LONG = (4, 1, 3), (8, 1, 5, 2, 8, 3, 6, 1, 4, 7, 2, 8, 1, 3, 5, 4, 8, 2, 6, 3)
-
-
-@contextmanager
-def load(machine: Machine, script: Path, url: str, *options: str, enter: tuple[str, ...] = ()) -> Iterator[None]:
-    """Requests all the time; on leaving, not one of them may have failed."""
-    words = ["wrk", "-t1", f"-c{CONNECTIONS}", "-d3600", "--timeout", "15s", "-s", str(script), *options, url]
-    with subprocess.Popen(machine.command([*enter, *words]), stdout=subprocess.PIPE, text=True) as asking:
-        try:
-            yield
-        finally:
-            time.sleep(0.3)
-            kill([process for process in machine.processes() if process.arguments == tuple(words)], signal.SIGINT)
-            out, _ = asking.communicate(timeout=20)
-    done = re.search(r"(\d+) requests in", out)
-    assert done, out
-    assert int(done[1]) > 100, out
-    assert "Socket errors" not in out, f"{' '.join(words)}: {out}"
-    assert "Non-2xx" not in out, f"{url}: {out}"
 
 
 @pytest.mark.parametrize(
