@@ -11,7 +11,20 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 import hivemesh
-from hivemesh.api import attached, events, logs, networks, nodes, passthrough, secrets, services, swarm, system, tasks
+from hivemesh.api import (
+    attached,
+    events,
+    logs,
+    networks,
+    nodes,
+    openapi,
+    passthrough,
+    secrets,
+    services,
+    swarm,
+    system,
+    tasks,
+)
 from hivemesh.api.errors import ApiError, status_of
 from hivemesh.api.http import LOCAL, MAX_BODY, MAX_VERSION, MIN_VERSION, message, version_text
 from hivemesh.api.local import LocalNode
@@ -37,7 +50,20 @@ def create_app(local: LocalNode) -> web.Application:
     app.on_response_prepare.append(_headers)
     passthrough.setup(app)
     events.setup(app)
-    for module in (system, swarm, nodes, services, logs, secrets, tasks, networks, events, attached, passthrough):
+    for module in (
+        system,
+        openapi,
+        swarm,
+        nodes,
+        services,
+        logs,
+        secrets,
+        tasks,
+        networks,
+        events,
+        attached,
+        passthrough,
+    ):
         for route in module.routes:
             assert isinstance(route, web.RouteDef)
             for prefix in ("", r"/v{version:\d+\.\d+}"):
