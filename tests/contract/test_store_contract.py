@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hivemesh.pki.seal import KEY_LENGTH, Seal
 from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Store
+from hivemesh.store.etcd import EtcdStore
+from hivemesh.store.etcdapi import EtcdClient
 from hivemesh.store.sealed import SealedStore
 from hivemesh.store.sqlite import SqliteStore
+from running_etcd import running_etcd
 
 Opener = Callable[[], Awaitable[Store]]
 
@@ -29,12 +32,33 @@ async def _sealed(directory: Path) -> Store:
     return SealedStore(await _sqlite(directory), Seal(bytes(KEY_LENGTH)))
 
 
-ENGINES: dict[str, Callable[[Path], Awaitable[Store]]] = {"sqlite": _sqlite, "sealed sqlite": _sealed}
+async def _etcd(directory: Path) -> Store:
+    client = EtcdClient([RUNNING[0]])
+    root = f"{directory}/"
+    found = await EtcdStore.open(client, root, history=HISTORY)
+    if found is None:
+        found = await EtcdStore.create(client, root, history=HISTORY, after=7)
+        await found.finish()
+    return found
+
+
+ENGINES: dict[str, Callable[[Path], Awaitable[Store]]] = {"sqlite": _sqlite, "sealed sqlite": _sealed, "etcd": _etcd}
+RUNNING: list[str] = []
+"""Where the etcd of this module answers."""
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as url:
+        RUNNING[:] = [url]
+        yield
 
 
 @pytest.fixture(params=ENGINES)
 async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opener]:
     """Closes the store opened last and opens it again, as a restarted manager does."""
+    if request.param == "etcd":
+        request.getfixturevalue("etcd")
     opened: list[Store] = []
 
     async def open_again() -> Store:
@@ -79,6 +103,17 @@ async def test_a_snapshot_holds_exactly_what_its_prefix_covers(store: Store) -> 
     )
     assert [entry.key for entry in (await store.snapshot("task/")).entries] == ["task/", "task/1"]
     assert len((await store.snapshot()).entries) == 5
+
+
+async def test_a_commit_at_a_revision_that_is_past_changes_nothing(store: Store) -> None:
+    first = await store.commit([Put("a", b"1")])
+    second = await store.commit([Put("b", b"1")], at=first)
+    with pytest.raises(Mismatch):
+        await store.commit([Put("c", b"1")], at=first)
+    with pytest.raises(Mismatch):
+        await store.commit([Put("c", b"1")], [Expect("a", first)], at=first)
+    assert await store.commit([Put("c", b"1")], [Expect("a", first)], at=second) == second + 1
+    assert len((await store.snapshot()).entries) == 3
 
 
 async def test_a_condition_that_fails_changes_nothing(store: Store) -> None:
@@ -207,7 +242,7 @@ async def test_commits_that_wait_together_stay_apart(store: Store) -> None:
         *(store.commit([Put(f"k{number}", b"1")], [Expect("missing", number % 2)]) for number in range(20)),
         return_exceptions=True,
     )
-    revisions = [result for result in results if isinstance(result, int)]
+    revisions = sorted(result for result in results if isinstance(result, int))
     assert revisions == list(range(start + 1, start + 11))
     assert all(isinstance(result, Mismatch) for result in results[1::2])
     assert len((await store.snapshot()).entries) == 10

@@ -56,10 +56,10 @@ class Snapshot:
 
 
 class Mismatch(Exception):
-    """A transaction's condition did not hold; nothing was written."""
+    """A transaction's condition did not hold; nothing was written. `key` is empty when the condition was `at`."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"{key} was changed by somebody else")
+        super().__init__(f"{key or 'the store'} was changed by somebody else")
         self.key = key
 
 
@@ -72,8 +72,14 @@ class Store(Protocol):
 
     async def snapshot(self, prefix: str = "") -> Snapshot: ...
 
-    async def commit(self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = ()) -> int:
-        """All or nothing. Returns the new revision. Raises `Mismatch`, or `Unavailable` when the disk refuses."""
+    async def commit(
+        self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = (), at: int | None = None
+    ) -> int:
+        """All or nothing. Returns the new revision.
+
+        With `at` it counts only if nothing at all was committed after that revision: what was read there still holds.
+        Raises `Mismatch`, or `Unavailable` when the disk refuses or there is no majority to write.
+        """
         ...
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[tuple[Event, ...]]:

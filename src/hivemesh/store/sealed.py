@@ -27,8 +27,10 @@ class SealedStore:
         found = await self._inner.snapshot(prefix)
         return replace(found, entries=tuple(map(self._opened, found.entries)))
 
-    async def commit(self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = ()) -> int:
-        return await self._inner.commit([self._closed(change) for change in changes], expect)
+    async def commit(
+        self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = (), at: int | None = None
+    ) -> int:
+        return await self._inner.commit([self._closed(change) for change in changes], expect, at)
 
     async def watch(self, prefix: str, after: int) -> AsyncIterator[tuple[Event, ...]]:
         async for batch in self._inner.watch(prefix, after):

@@ -41,6 +41,7 @@ CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGE
 class _Request:
     changes: Sequence[Put | Delete]
     expect: Sequence[Expect]
+    at: int | None
     done: "asyncio.Future[int]"
 
 
@@ -101,10 +102,12 @@ class SqliteStore:
         self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, prefix)
 
-    async def commit(self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = ()) -> int:
+    async def commit(
+        self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = (), at: int | None = None
+    ) -> int:
         self._check_open()
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Request(changes, expect, done))
+        self._pending.append(_Request(changes, expect, at, done))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_pending(), name="store writer")
         return await done
@@ -218,6 +221,8 @@ class SqliteStore:
 
     def _apply(self, request: _Request, revision: int) -> _Written:
         execute = self._connection.execute
+        if request.at is not None and request.at < revision - 1:
+            return _Written(request, error=Mismatch(""))
         for expected in request.expect:
             row = execute("SELECT revision FROM entries WHERE key = ?", (expected.key,)).fetchone()
             if (row[0] if row else 0) != expected.revision:

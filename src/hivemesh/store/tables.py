@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ from hivemesh.model.node import Node
 from hivemesh.model.secret import Config, Secret
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task
-from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Store
+from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Snapshot, Store
 from hivemesh.wire import codec
 
 log = logging.getLogger("hivemesh.store")
@@ -34,8 +34,8 @@ PREFIX: dict[type[Any], str] = {
     Config: "config/",
 }
 KIND = {prefix: kind for kind, prefix in PREFIX.items()}
-ATTEMPTS = 10
-"""How often a transaction is tried again after somebody else was faster."""
+ATTEMPTS = 50
+"""How often a transaction is tried again after another manager was faster."""
 
 
 class View:
@@ -172,9 +172,9 @@ class Transaction(View):
 class Tables:
     """The cluster's state in memory, following the store.
 
-    Updates through one `Tables` run one after the other, so that what a change read (a name that is free, an address
-    nobody holds) still holds when it is committed. Its own commits enter the view at once; those of others arrive
-    by the watch in `run`.
+    Updates through one `Tables` run one after the other, and a commit counts only if no other manager committed
+    anything since: what a change read (a name that is free, an address nobody holds) still holds when it is
+    committed. Its own commits enter the view at once; those of others arrive by the watch in `run`.
     """
 
     def __init__(self, store: Store) -> None:
@@ -194,13 +194,26 @@ class Tables:
     async def run(self) -> None:
         """Follow the store for as long as the manager lives."""
         while True:
+            store = self.store
             try:
-                async for batch in self.store.watch("", self.view.revision):
+                async for batch in store.watch("", self.view.revision):
                     self._apply(batch)
-                return
+                if store is self.store:
+                    return
             except Compacted:
                 log.warning("the store's history is gone: reading it afresh")
                 await self._reload()
+
+    async def move(self, fill: Callable[[Snapshot], Awaitable[Store]]) -> None:
+        """Go on in another store, which `fill` makes from what is in the present one. Writes wait meanwhile.
+
+        The new store's revisions must be above the old one's. When `fill` raises nothing has changed.
+        """
+        async with self._writing:
+            old = self.store
+            self.store = await fill(await old.snapshot())
+            await self._reload()
+            await old.close()
 
     async def update(self, change: Callable[[Transaction], R]) -> R:
         """Run `change` on a transaction and commit it; run it again on a newer view if somebody else was faster.
@@ -216,7 +229,7 @@ class Tables:
                 if not changes:
                     return result
                 try:
-                    revision = await self.store.commit(changes, expect)
+                    revision = await self.store.commit(changes, expect, transaction.revision)
                 except Mismatch:
                     seen = self.view.revision
                 else:

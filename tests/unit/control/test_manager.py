@@ -27,12 +27,14 @@ class Stubborn(SqliteStore):
 
     room: int | None = None  # commits until it is; None: plenty
 
-    async def commit(self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = ()) -> int:
+    async def commit(
+        self, changes: Sequence[Put | Delete], expect: Sequence[Expect] = (), at: int | None = None
+    ) -> int:
         if self.room == 0:
             raise Unavailable("the disk is full")
         if self.room is not None:
             self.room -= 1
-        return await super().commit(changes, expect)
+        return await super().commit(changes, expect, at)
 
 
 class Rig:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from hivemesh.model.addr import MAC
-from hivemesh.model.errors import Invalid
+from hivemesh.model.errors import Invalid, Unavailable
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.node import Node, NodeSpec
 from hivemesh.model.service import Service, ServiceSpec, TaskSpec
 from hivemesh.model.task import Attachment, Task
-from hivemesh.store.api import Event
+from hivemesh.store.api import Event, Put, Snapshot, Store
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction, View
 
@@ -30,6 +30,10 @@ def task(identifier: str, service: str = "s1", node: str | None = None) -> Task:
         spec=TaskSpec(),
         node_id=NodeID(node) if node else None,
     )
+
+
+def _node(identifier: str) -> Node:
+    return Node(id=NodeID(identifier), spec=NodeSpec())
 
 
 @pytest.fixture
@@ -183,4 +187,76 @@ async def test_a_view_that_missed_too_much_reads_afresh(tmp_path: Path) -> None:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     finally:
+        await store.close()
+
+
+async def test_a_move_to_another_store_takes_everything_along_and_revisions_grow_on(tmp_path: Path) -> None:
+    old = await SqliteStore.open(tmp_path / "old")
+    tables = Tables(old)
+    await tables.load()
+    running = asyncio.create_task(tables.run())
+    try:
+        await tables.update(lambda tx: tx.put(_node("n1")))
+        told: list[str] = []
+        tables.on_commit(lambda events: told.extend(event.key for event in events))
+        before = tables.view.revision
+
+        async def fill(snapshot: Snapshot) -> Store:
+            new = await SqliteStore.open(tmp_path / "new")
+            for number in range(snapshot.revision):
+                await new.commit([Put("filler", b"%d" % number)])
+            await new.commit([Put(entry.key, entry.value) for entry in snapshot.entries])
+            return new
+
+        await tables.move(fill)
+        assert tables.view.revision > before
+        assert tables.view.get(Node, NodeID("n1")) is not None
+        await tables.update(lambda tx: tx.put(_node("n2")))
+        assert told[-1] == "node/n2"
+        assert {entry.key for entry in (await tables.store.snapshot("node/")).entries} == {"node/n1", "node/n2"}
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await tables.store.close()
+
+
+async def test_a_move_that_fails_changes_nothing(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    tables = Tables(store)
+    await tables.load()
+
+    async def fill(snapshot: Snapshot) -> Store:
+        raise Unavailable("no room there")
+
+    with pytest.raises(Unavailable):
+        await tables.move(fill)
+    await tables.update(lambda tx: tx.put(_node("n1")))
+    assert tables.store is store
+    await store.close()
+
+
+async def test_two_managers_that_choose_by_what_is_free_never_choose_the_same(tmp_path: Path) -> None:
+    """Their changes share no key; each reads all the others'."""
+    store = await SqliteStore.open(tmp_path)
+    both = [Tables(store) for _ in range(2)]
+    for tables in both:
+        await tables.load()
+    following = [asyncio.create_task(tables.run()) for tables in both]
+
+    def take(owner: str, number: int) -> Callable[[Transaction], None]:
+        def choose(tx: Transaction) -> None:
+            taken = {node.addr for node in tx.all(Node)}
+            free = next(str(address) for address in range(100) if str(address) not in taken)
+            tx.put(msgspec.structs.replace(_node(f"{owner}{number}"), addr=free))
+
+        return choose
+
+    try:
+        await asyncio.gather(*(both[i].update(take("ab"[i], n)) for n in range(10) for i in range(2)))
+        found = sorted(int(node.addr) for node in both[0].view.all(Node))
+        assert found == list(range(20))
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
         await store.close()
