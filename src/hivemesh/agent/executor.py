@@ -227,9 +227,11 @@ class Executor:
 
     async def _adopt(self, found: ContainerInfo) -> None:
         try:
-            netns = await self._sandboxes.attach(self.task)
+            netns = await self._unless(self._is_given_up, self._sandboxes.attach(self.task))
             if not _lives_in(found.pid, netns):
                 self.lose_sandbox("the task's network namespace was removed while the daemon was away")
+        except _Stop:  # its networks may be gone from here: nothing to wait for
+            return
         except HivemeshError as error:  # the container runs and may well be reachable: repairing goes on elsewhere
             log.warning("task %s: its sandbox cannot be brought in order: %s", self.task.name, error)
         log.info("task %s: adopted its container %s", self.task.name, found.id[:12])
@@ -332,10 +334,14 @@ class Executor:
     # --- waiting and telling --------------------------------------------------------------------------------------
 
     def _may_stop(self) -> bool:
-        if self._gone or self.task.status.state == TaskState.ORPHANED:  # the managers gave it up
+        if self._is_given_up():
             return True
         ran = self._status.state >= TaskState.STARTING
         return self.task.desired > TaskState.RUNNING and (self._item.released or not ran)
+
+    def _is_given_up(self) -> bool:
+        """The managers forgot the task, or gave its place to another while nobody heard of this node."""
+        return self._gone or self.task.status.state == TaskState.ORPHANED
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -344,8 +350,12 @@ class Executor:
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, given up when the task should stop. Raises `_Stop` then."""
+        return await self._unless(self._may_stop, work)
+
+    async def _unless(self, over: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, unless `over` holds before. Raises `_Stop` then."""
         working = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self._until(self._may_stop))
+        stopping = asyncio.ensure_future(self._until(over))
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
