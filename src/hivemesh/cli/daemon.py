@@ -21,6 +21,13 @@ from hivemesh.model.generic import parse as parse_generic
 LEVELS = ("debug", "info", "warning", "error")
 
 
+def _generic(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[GenericResource, ...]:
+    try:
+        return parse_generic(values)
+    except HivemeshError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command(
     "daemon",
     epilog="""\b
@@ -43,7 +50,7 @@ Examples:
 @click.option("--balancer", type=click.Choice(["nftables", "ipvs"]), default="nftables", show_default=True,
               help="What spreads connections over a service's tasks, unless its labels say.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
-@click.option("--node-generic-resource", "generic", multiple=True, metavar="NAME=VALUE",
+@click.option("--node-generic-resource", "generic", multiple=True, metavar="NAME=VALUE", callback=_generic,
               help="What tasks may take of this node: SSD=3, or GPU=id1 for each; may be repeated.")  # fmt: skip
 @click.option(
     "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What to log, on stderr."
@@ -56,7 +63,7 @@ def main(
     images: tuple[str, ...],
     balancer: Literal["nftables", "ipvs"],
     labels: tuple[str, ...],
-    generic: tuple[str, ...],
+    generic: tuple[GenericResource, ...],
     log_level: str,
 ) -> None:
     """Run this machine's part of a swarm, until SIGTERM; tasks and their network carry on without it."""
@@ -74,7 +81,7 @@ def main(
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
         balancer=balancer,
         labels=dict(_pairs(labels, "--label")),
-        generic=_generic(generic),
+        generic=generic,
     )
     try:
         _run(config)
@@ -97,13 +104,6 @@ def _pairs(values: tuple[str, ...], option: str) -> list[tuple[str, str]]:
         if len(pair) != 2 or not pair[0]:
             raise click.UsageError(f"invalid {option} {value!r}: expected NAME=VALUE")
     return [(pair[0], pair[1]) for pair in pairs]
-
-
-def _generic(values: tuple[str, ...]) -> tuple[GenericResource, ...]:
-    try:
-        return parse_generic(values)
-    except HivemeshError as error:
-        raise click.UsageError(f"--node-generic-resource: {error}") from None
 
 
 def _run(config: DaemonConfig) -> None:

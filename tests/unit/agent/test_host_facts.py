@@ -2,12 +2,16 @@
 
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from hivemesh.agent.facts import GATEWAY_POOL, host_facts
+from hivemesh.agent.facts import GATEWAY_POOL, describe, host_facts
+from hivemesh.engine.api import Engine as ContainerEngine
+from hivemesh.engine.api import EngineInfo
 from hivemesh.kernel.machine import HostAddress, learning_links, routes
 from hivemesh.model.errors import Unavailable
+from hivemesh.model.generic import parse
 
 MACHINE = [
     HostAddress("lo", 65536, ip_interface("127.0.0.1/8")),
@@ -85,3 +89,19 @@ def test_routing_tables_are_read_as_the_kernel_prints_them(tmp_path: Path) -> No
 def test_machine_without_ipv6_has_its_other_routes(tmp_path: Path) -> None:
     (tmp_path / "route").write_text("Iface\tDestination\n")
     assert routes(tmp_path) == []
+
+
+class Engine:
+    """Knows who it is, which is all that is asked of it here."""
+
+    async def info(self) -> EngineInfo:
+        return EngineInfo(name="podman", version="4.3.1")
+
+
+async def test_managers_are_told_what_the_node_was_started_with() -> None:
+    generic = parse(["GPU=a", "SSD=3"])
+    engine = cast(ContainerEngine, Engine())
+    about = await describe(engine, ip_address("192.0.2.9"), "n1", {"disk": "ssd"}, generic)
+    assert (about.hostname, about.labels, about.generic) == ("n1", {"disk": "ssd"}, generic)
+    assert (about.engine, about.mtu) == ("podman 4.3.1", 1500)
+    assert about.nano_cpus >= 1_000_000_000
