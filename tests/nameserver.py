@@ -12,6 +12,9 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
+from hivemesh.dns.forward import Forwarder
+from hivemesh.wire.resolver import Sandbox
+
 Answer = Callable[[dns.message.Message], dns.message.Message | list[bytes] | None]
 
 
@@ -111,3 +114,14 @@ async def serving(address: str, port: int, answer: Answer) -> AsyncIterator[Name
         for writer in streams:
             writer.close()
         await listener.wait_closed()
+
+
+async def forwarded(forwarder: Forwarder, query: bytes, sandbox: Sandbox, *, tcp: bool = False) -> bytes | None:
+    """What `forwarder` finds, known or asked for."""
+    found: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+    def told(answer: bytes | None) -> None:
+        if not found.done():  # who waited may have given up
+            found.set_result(answer)
+
+    return forwarder.ask(query, sandbox, told, tcp=tcp) or await found

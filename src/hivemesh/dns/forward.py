@@ -9,9 +9,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import NamedTuple
 from weakref import WeakSet
 
 from hivemesh.dns.cache import LIMIT, Cache
@@ -57,15 +58,26 @@ class _Upstreams:
         self.servers = tuple(servers)
 
     def in_turn(self) -> list[Server]:
+        if len(self.servers) == 1:
+            return [*self.servers]
         return sorted(self.servers, key=lambda server: server.avoided)
 
 
-class _Found(NamedTuple):
-    """A server's answer; `shared` is its form for those whose query differs in writing."""
+Told = Callable[[bytes | None], None]
+"""Learns the answer; None: the question cannot be passed on, or nobody answered."""
 
+
+@dataclass(slots=True)
+class _Flight:
+    """A question out, and those who wait for its answer. Servers are asked one after the other."""
+
+    name: tuple[bool, int, bytes]
+    """By TCP or not, the most bytes of an answer, and the key it is kept by: what those who wait have in common."""
     query: bytes
-    answer: bytes
-    shared: bytes
+    asked: Asked
+    left: list[Server]  # the next one last
+    failed: bool = False  # a server had an answer, but a bad one
+    waiting: list[tuple[bytes, Asked, str, Told]] = field(default_factory=list)
 
 
 class Forwarder:
@@ -91,15 +103,18 @@ class Forwarder:
         self._nobody = _Upstreams()
         self._known: dict[str, tuple[Sandbox, _Upstreams]] = {}
         self._servers: WeakSet[Server] = WeakSet()
-        self._flights: dict[tuple[bool, int, bytes], asyncio.Task[_Found | None]] = {}
+        self._flights: dict[tuple[bool, int, bytes], _Flight] = {}
         self._asking: dict[str, int] = {}
         self._asking_all = 0
         self._look_at = 0.0
         self._seen: tuple[int, ...] | None = None
         self._look()
 
-    def cached(self, query: bytes, sandbox: Sandbox, *, tcp: bool = False) -> bytes | None:
-        """The answer, if there is one that still holds; else `ask` finds one. Never waits."""
+    def ask(self, query: bytes, sandbox: Sandbox, told: Told, *, tcp: bool = False) -> bytes | None:
+        """The answer, if there is one that still holds; else `told` gets it, once, now or later.
+
+        An answer has the query's id and its question as it is written there, and no more bytes than the client takes.
+        """
         now = self._now()
         if now >= self._look_at:
             self._look()
@@ -110,46 +125,14 @@ class Forwarder:
             if ready is not None and now < ready[1]:
                 return query[:2] + ready[0]
         asked = read_query(query)
-        return None if asked is None else self._kept(query, asked, upstreams, tcp=tcp)
-
-    async def ask(self, query: bytes, *, tcp: bool, sandbox: Sandbox) -> bytes | None:
-        """The answer of the first server that has one, with the query's id and its question as it is written there.
-
-        None when the question cannot be passed on or nobody answered: SERVFAIL.
-        """
-        if self._now() >= self._look_at:
-            self._look()
-        upstreams = self._upstreams(sandbox)
-        asked = read_query(query)
         if asked is None or not upstreams.servers:
+            told(None)
             return None
         kept = self._kept(query, asked, upstreams, tcp=tcp)
         if kept is not None:
             return kept
-        key = upstreams.tag + asked.key
-        if self._cache.failed(key):
-            return None
-        asking = self._asking.get(sandbox.id, 0)
-        if asking >= MAX_ASKING_EACH or self._asking_all >= MAX_ASKING:
-            self._log.warning(
-                "full", "too many questions wait for other name servers: one of %s is refused", sandbox.id
-            )
-            return None
-        self._asking[sandbox.id] = asking + 1
-        self._asking_all += 1
-        try:
-            found = await self._shared(key, query, asked, tcp, upstreams)
-        finally:
-            self._asking_all -= 1
-            left = self._asking[sandbox.id] - 1
-            if left:
-                self._asking[sandbox.id] = left
-            else:
-                del self._asking[sandbox.id]
-        if found is None:
-            return None
-        same = query[2:] == found.query[2:]
-        return fitted(found.answer if same else found.shared, query, asked, tcp=tcp)
+        self._pass_on(query, asked, sandbox.id, upstreams, told, tcp)
+        return None
 
     def forget(self, sandbox_id: str) -> None:
         """The sandbox is gone, or its settings: close what is open in its namespace."""
@@ -162,7 +145,7 @@ class Forwarder:
         """End everything; who still waits is told that nobody answered."""
         for server in list(self._servers):
             server.close()
-        await asyncio.gather(*self._flights.values())
+            await asyncio.gather(*server.dialling)
 
     def _kept(self, query: bytes, asked: Asked, upstreams: _Upstreams, *, tcp: bool) -> bytes | None:
         """The answer that is kept, made ready for the next of the same writing."""
@@ -176,34 +159,64 @@ class Forwarder:
             self._cache.prepare(upstreams.tag + query[2:], answer[2:], found[1])
         return answer
 
-    async def _shared(self, key: bytes, query: bytes, asked: Asked, tcp: bool, upstreams: _Upstreams) -> _Found | None:
+    def _pass_on(self, query: bytes, asked: Asked, sandbox: str, upstreams: _Upstreams, told: Told, tcp: bool) -> None:
         """Ask, or wait with those who ask the same already."""
+        key = upstreams.tag + asked.key
+        asking = self._asking.get(sandbox, 0)
+        full = asking >= MAX_ASKING_EACH or self._asking_all >= MAX_ASKING
+        if full:
+            self._log.warning("full", "too many questions wait for other name servers: one of %s is refused", sandbox)
+        if full or self._cache.failed(key):
+            told(None)
+            return
+        self._asking[sandbox] = asking + 1
+        self._asking_all += 1
         name = (tcp, asked.limit, key)
         flight = self._flights.get(name)
-        if flight is None:
-            flight = asyncio.create_task(self._find(key, query, asked, tcp, upstreams.in_turn()))
-            self._flights[name] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(name))
-        return await asyncio.shield(flight)  # who gives up does not take the others along
+        if flight is not None:
+            flight.waiting.append((query, asked, sandbox, told))
+            return
+        flight = self._flights[name] = _Flight(name, query, asked, upstreams.in_turn()[::-1])
+        flight.waiting.append((query, asked, sandbox, told))
+        self._ask_next(flight)
 
-    async def _find(self, key: bytes, query: bytes, asked: Asked, tcp: bool, servers: list[Server]) -> _Found | None:
-        failed = False
-        for left, server in zip(range(len(servers) - 1, -1, -1), servers, strict=True):
-            try:
-                answer = await server.ask(query, asked.end, tcp=tcp, others=failed or left > 0)
-            except Unanswered as error:
-                self._log.warning(f"unanswered {server}", "%s", error)
-                continue
-            records = read_records(answer, asked.end) if answer[4:6] != b"\0\0" else []
-            if records is None or code_of(answer) in (SERVFAIL, REFUSED):
-                failed = True
-                continue
-            if not asked.common:
-                return _Found(query, answer, answer)
-            return _Found(query, answer, self._cache.keep(key, answer, records))
-        if asked.common:
-            self._cache.fail(key)
-        return None
+    def _ask_next(self, flight: _Flight) -> None:
+        server = flight.left.pop()
+        others = flight.failed or bool(flight.left)
+        server.ask(flight.query, flight.asked.end, partial(self._heard, flight), tcp=flight.name[0], others=others)
+
+    def _heard(self, flight: _Flight, answer: bytes | Unanswered) -> None:
+        if isinstance(answer, Unanswered):
+            self._log.warning(str(answer), "%s", answer)
+        else:
+            records = read_records(answer, flight.asked.end) if answer[4:6] != b"\0\0" else []
+            if records is not None and code_of(answer) not in (SERVFAIL, REFUSED):
+                shared = self._cache.keep(flight.name[2], answer, records) if flight.asked.common else answer
+                self._land(flight, answer, shared)
+                return
+            flight.failed = True
+        if flight.left:
+            self._ask_next(flight)
+            return
+        if flight.asked.common:
+            self._cache.fail(flight.name[2])
+        self._land(flight, None, b"")
+
+    def _land(self, flight: _Flight, answer: bytes | None, shared: bytes) -> None:
+        """Tell all who wait; `shared` is the answer's form for those whose query differs in writing."""
+        del self._flights[flight.name]
+        for query, asked, sandbox, told in flight.waiting:
+            self._asking_all -= 1
+            left = self._asking[sandbox] - 1
+            if left:
+                self._asking[sandbox] = left
+            else:
+                del self._asking[sandbox]
+            if answer is None:
+                told(None)
+            else:
+                same = query[2:] == flight.query[2:]
+                told(fitted(answer if same else shared, query, asked, tcp=flight.name[0]))
 
     def _upstreams(self, sandbox: Sandbox) -> _Upstreams:
         known = self._known.get(sandbox.id)

@@ -3,11 +3,14 @@
 from collections.abc import Iterable
 
 from hivemesh.model.addr import Address
+from hivemesh.model.local import LocalNetwork
 from hivemesh.wire.control import EndpointItem, NetworkItem, ServiceItem
 from hivemesh.wire.resolver import Names
 
 
-def names_of(network: NetworkItem, services: Iterable[ServiceItem], endpoints: Iterable[EndpointItem]) -> Names:
+def names_of(
+    network: NetworkItem | LocalNetwork, services: Iterable[ServiceItem], endpoints: Iterable[EndpointItem]
+) -> Names:
     """What `network` answers; items of other networks are left out, and an ingress network has no names (Docker).
 
     A service's name and aliases lead to its VIPs, or to all backends when it has none; `tasks.<name>` always to the

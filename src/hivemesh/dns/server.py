@@ -8,8 +8,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import random
 from typing import Any, NamedTuple, Protocol
 
@@ -33,15 +34,13 @@ _NO_FILES_PAUSE = 0.5  # seconds
 class Asks(Protocol):
     """What asks other servers (`hivemesh.dns.forward`)."""
 
-    async def ask(self, query: bytes, *, tcp: bool, sandbox: Sandbox) -> bytes | None:
-        """The answer to a well-formed query, with its id, and no longer than the client takes; None: nobody answers.
+    def ask(
+        self, query: bytes, sandbox: Sandbox, told: Callable[[bytes | None], None], *, tcp: bool = False
+    ) -> bytes | None:
+        """The answer to a well-formed query, with its id, and no longer than the client takes, if it is known.
 
-        Bounds how many questions wait.
+        Else `told` gets it, once, now or later; None: nobody answers. Bounds how many questions wait.
         """
-        ...
-
-    def cached(self, query: bytes, sandbox: Sandbox, *, tcp: bool = False) -> bytes | None:
-        """The answer, if it is known without asking."""
         ...
 
 
@@ -102,7 +101,7 @@ class Listener:
         self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._receive, self._send = sockets.udp.recvfrom, sockets.udp.sendto
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asked_on = 0  # questions whose answer comes from elsewhere
         self._started = self._listening = False
         self._retired = False
 
@@ -136,8 +135,6 @@ class Listener:
             self.pause()
         for connection in list(self.connections):
             connection.close()
-        for task in self._asking:
-            task.cancel()
         self.sockets.close()
 
     # --- UDP ------------------------------------------------------------------------------------------------------
@@ -156,28 +153,16 @@ class Listener:
                     prepared = prepared.tail(random())  # type: ignore[union-attr]
                 if prepared:
                     send(message[:2] + prepared, client)
-                elif (known := self._shared.forwarder.cached(message, self.sandbox)) is not None:
+                elif (known := self._ask(message, partial(self._tell, client), tcp=False)) is not None:
                     send(known, client)
-                else:
-                    self._ask_on(message, client)
         except BlockingIOError:
             pass  # nothing more to read; or a full device: a datagram may be lost
         except OSError as error:
             self._shared.log.warning("udp", "cannot answer in sandbox %s: %s", self.sandbox.id, error)
 
-    def _ask_on(self, message: bytes, client: Any) -> None:
-        task = self._loop.create_task(self._answer_later(message, client))
-        self._asking.add(task)
-        task.add_done_callback(self._asked_on)
-
-    async def _answer_later(self, message: bytes, client: Any) -> None:
-        answered = await self._ask(message, tcp=False)
+    def _tell(self, client: Any, answer: bytes) -> None:
         with contextlib.suppress(OSError):
-            self._send(answered, client)
-
-    def _asked_on(self, task: asyncio.Task[None]) -> None:
-        self._asking.discard(task)
-        self._close_if_done()
+            self._send(answer, client)
 
     # --- TCP ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +200,7 @@ class Listener:
         if self._started:
             self._listen(True)
 
-    def _respond(self, message: bytes) -> bytes | Coroutine[Any, Any, bytes] | None:
+    def _respond(self, message: bytes) -> bytes | Awaitable[bytes] | None:
         prepared = self.answers.ready_tcp.get(message[2:])
         if prepared is None and (prepared := self.answers.prepare(message, tcp=True)) is None:
             return None
@@ -223,9 +208,14 @@ class Listener:
             prepared = prepared.tail(random())
         if prepared:
             return message[:2] + prepared
-        if (known := self._shared.forwarder.cached(message, self.sandbox, tcp=True)) is not None:
-            return known
-        return self._ask(message, tcp=True)
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+
+        def tell(found: bytes) -> None:
+            if not answer.done():  # the connection may have been closed meanwhile
+                answer.set_result(found)
+
+        known = self._ask(message, tell, tcp=True)
+        return answer if known is None else known
 
     def _lost(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -233,15 +223,26 @@ class Listener:
 
     # --- both -----------------------------------------------------------------------------------------------------
 
-    async def _ask(self, message: bytes, *, tcp: bool) -> bytes:
-        answered = None
+    def _ask(self, message: bytes, tell: Callable[[bytes], None], *, tcp: bool) -> bytes | None:
+        """The answer of others, if it is known already; else `tell` gets it, or why there is none."""
+        self._asked_on += 1
+        told = partial(self._told, message, tell)
         try:
-            answered = await self._shared.forwarder.ask(message, tcp=tcp, sandbox=self.sandbox)
+            known = self._shared.forwarder.ask(message, self.sandbox, told, tcp=tcp)
         except Exception as error:
             self._shared.log.warning("forward", "asking on failed: %s: %s", type(error).__name__, error)
-        return message[:2] + failure(message) if answered is None else answered
+            told(None)
+            return None
+        if known is not None:
+            self._asked_on -= 1
+        return known
+
+    def _told(self, message: bytes, tell: Callable[[bytes], None], answer: bytes | None) -> None:
+        self._asked_on -= 1
+        tell(message[:2] + failure(message) if answer is None else answer)
+        self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._retired and not (self._asking or self.connections):
+        if self._retired and not (self._asked_on or self.connections):
             self.sockets.close()
             self.finished.set()

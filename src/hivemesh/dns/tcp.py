@@ -2,8 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 IDLE = 10.0
 """Seconds after which a connection without a question or a byte taken is closed."""
@@ -15,7 +14,7 @@ MOST_UNSENT = 256 * 1024
 """Bytes of answers a client may leave unread before we read on."""
 _READ = 16 * 1024
 
-Respond = Callable[[bytes], bytes | Coroutine[Any, Any, bytes] | None]
+Respond = Callable[[bytes], bytes | Awaitable[bytes] | None]
 """A question to its answer, now or later; None: this is no DNS."""
 
 
@@ -37,7 +36,7 @@ class Connection:
         self._closed = closed
         self._unread = bytearray(unread)
         self._unsent = bytearray()
-        self._asking: set[asyncio.Task[bytes]] = set()
+        self._asking: set[asyncio.Future[bytes]] = set()
         self._idle = idle
         self._timer: asyncio.TimerHandle | None = None
         self._reading = self._writing = self._turn_due = False
@@ -84,8 +83,8 @@ class Connection:
         self._write(False)
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._asking:
-            task.cancel()
+        for asking in self._asking:
+            asking.cancel()
         self._sock.close()
         self._closed(self)
 
@@ -137,9 +136,9 @@ class Connection:
             elif isinstance(answer, bytes):
                 self._say(answer)
             else:
-                task = self._loop.create_task(answer)
-                self._asking.add(task)
-                task.add_done_callback(self._answered)
+                asking = asyncio.ensure_future(answer)
+                self._asking.add(asking)
+                asking.add_done_callback(self._answered)
         if not self._open or self._paused:
             return
         if self._whole() and not self._crowded():
@@ -151,10 +150,10 @@ class Connection:
     def _crowded(self) -> bool:
         return len(self._asking) >= MOST_ASKING or len(self._unsent) > MOST_UNSENT
 
-    def _answered(self, task: asyncio.Task[bytes]) -> None:
-        self._asking.discard(task)
-        if self._open and not task.cancelled() and task.exception() is None:
-            self._say(task.result())
+    def _answered(self, asking: asyncio.Future[bytes]) -> None:
+        self._asking.discard(asking)
+        if self._open and not asking.cancelled() and asking.exception() is None:
+            self._say(asking.result())
         self._go_on()
 
     def _say(self, answer: bytes) -> None:

@@ -3,6 +3,8 @@
 A forged answer must guess an id and one of a few source ports, both random and changing: questions leave by a small
 pool of connected sockets, each of which is replaced after a while. What comes in with another id or question is
 ignored. A server that does not answer is remembered as silent, so that those who ask next need not wait for it too.
+
+Who asks is called back: futures and tasks would cost more than the question itself.
 """
 
 import asyncio
@@ -13,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from hivemesh.dns.timeouts import Timeouts
 from hivemesh.kernel.sockets import inside
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import Unavailable
-from hivemesh.wire.dnsanswer import answers, folded_question
+from hivemesh.wire.dnsanswer import answers
 
 PATIENCE = 4.0
 """Seconds for a server's answer (Docker)."""
@@ -45,6 +48,9 @@ class Unanswered(Unavailable):
     """A server gave no answer; the text says why."""
 
 
+Told = Callable[[bytes | Unanswered], None]
+
+
 class Server:
     """A name server, seen from one namespace (`netns`, a path; "" is our own)."""
 
@@ -65,7 +71,10 @@ class Server:
         self._ports: list[_Port] = []
         self._retired: set[_Port] = set()
         self._stream: _Stream | None = None
-        self._dialling = asyncio.Lock()
+        self._dial_in_turn = asyncio.Lock()
+        self.dialling: set[asyncio.Task[None]] = set()
+        """Questions over TCP under way."""
+        self._timeouts = Timeouts(_Waiting.late)
         self._answered = 0
         self._avoid_until = 0.0
         self._silent = False
@@ -77,40 +86,67 @@ class Server:
         return f"{self.address}" + (" from inside the sandbox" if self._netns else "")
 
     @property
+    def answered(self) -> int:
+        """How many answers it has given."""
+        return self._answered
+
+    @property
     def avoided(self) -> bool:
         """Whether others should be asked first."""
         return self._now() < self._avoid_until
 
-    async def ask(self, query: bytes, end: int, *, tcp: bool, others: bool) -> bytes:
-        """The answer, with an id that means nothing. The question ends at `end`.
+    def ask(self, query: bytes, end: int, told: Told, *, tcp: bool, others: bool) -> None:
+        """`told` is called once, now or later, with the answer, whose id means nothing. The question ends at `end`.
 
-        `others`: there is someone else to ask, so waiting may be short. Raises `Unanswered`.
+        `others`: there is someone else to ask, so waiting may be short.
         """
         if self._closed:
-            raise Unanswered(f"{self} is no longer asked")
+            told(Unanswered(f"{self} is no longer asked"))
+            return
         patience = min(SHORT_PATIENCE, self.patience) if self._silent and others else self.patience
-        answered = self._answered
         self._last_question = time.monotonic()
         if self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(IDLE, self._close_if_idle)
+        waiting = _Waiting(self, query, end, patience, told)
+        if tcp:
+            asking = asyncio.get_running_loop().create_task(self._ask_by_tcp(waiting))
+            self.dialling.add(asking)
+            asking.add_done_callback(self.dialling.discard)
+            return
         try:
-            if tcp:
-                answer = await self._ask_by_tcp(query, end, patience)
-            else:
-                answer = await self._ask_by_udp(query, end, patience)
-        except TimeoutError:
+            self._pick_port().send(waiting)
+        except OSError as error:
+            waiting.end_with(error)
+        else:
+            self.wait_on(waiting, min(RESEND, patience))
+
+    def over(self, waiting: "_Waiting", found: bytes | OSError) -> None:
+        """A question has its answer, or will have none; the server's fame follows."""
+        self._timeouts.drop(waiting, waiting.wait)
+        port = waiting.port
+        if self._retired and isinstance(port, _Port) and port in self._retired and not port.busy:
+            self._retired.discard(port)
+            port.close()
+        if isinstance(found, bytes):
+            self._answered += 1
+            self._silent = False
+            self._avoid_until = 0.0
+            waiting.told(found)
+        elif isinstance(found, TimeoutError):
             # it may answer others and only this question takes long: then it is not silent
-            if self._answered == answered:
+            if self._answered == waiting.answered_before:
                 self._silent = True
                 self._avoid_until = self._now() + SILENT_FOR
-            raise Unanswered(f"{self} did not answer within {patience:g} s") from None
-        except OSError as error:
+            waiting.told(Unanswered(f"{self} did not answer within {waiting.patience:g} s"))
+        else:
             self._avoid_until = self._now() + REFUSES_FOR
-            raise Unanswered(f"{self} cannot be asked: {error.strerror or error}") from None
-        self._answered += 1
-        self._silent = False
-        self._avoid_until = 0.0
-        return answer
+            waiting.told(Unanswered(f"{self} cannot be asked: {found.strerror or found}"))
+
+    def wait_on(self, waiting: "_Waiting", seconds: float) -> None:
+        """A part of its patience."""
+        waiting.wait = seconds
+        waiting.rest -= seconds
+        self._timeouts.add(waiting, seconds)
 
     def close(self) -> None:
         """Close every socket now; whoever waits gets `Unanswered`."""
@@ -139,24 +175,11 @@ class Server:
 
     # --- UDP ------------------------------------------------------------------------------------------------------
 
-    async def _ask_by_udp(self, query: bytes, end: int, patience: float) -> bytes:
-        port = self._pick_port()
-        waiting = port.send(query, end)
-        waiting.wait(patience, port)
-        try:
-            return await waiting.answer
-        finally:
-            waiting.stop()
-            port.forget(waiting)
-            if self._retired and port in self._retired and not port.busy:
-                self._retired.discard(port)
-                port.close()
-
     def _pick_port(self) -> "_Port":
         now = time.monotonic()
         if not self._ports:
             self._ports = self._open_ports(PORTS, now)
-        index = int.from_bytes(os.urandom(1)) % len(self._ports)
+        index = _luck.draw(1)[0] % len(self._ports)
         port = self._ports[index]
         if now >= port.until:
             (fresh,) = self._open_ports(1, now)
@@ -202,19 +225,25 @@ class Server:
 
     # --- TCP ------------------------------------------------------------------------------------------------------
 
-    async def _ask_by_tcp(self, query: bytes, end: int, patience: float) -> bytes:
-        async with asyncio.timeout(patience):
-            while True:
-                async with self._dialling:
-                    stream = self._stream
-                    reused = stream is not None and stream.open
-                    if stream is None or not stream.open:
-                        stream = self._stream = await self._dial()
-                try:
-                    return await stream.ask(query, end)
-                except ConnectionError:
-                    if not reused:  # a server may close what it thinks is idle just when we ask (RFC 7766, 6.2.4)
-                        raise
+    async def _ask_by_tcp(self, waiting: "_Waiting") -> None:
+        try:
+            async with asyncio.timeout(waiting.patience):
+                waiting.end_with(await self._answer_by_tcp(waiting))
+        except OSError as error:  # a timeout is one
+            waiting.end_with(error)
+
+    async def _answer_by_tcp(self, waiting: "_Waiting") -> bytes:
+        while True:
+            async with self._dial_in_turn:
+                stream = self._stream
+                reused = stream is not None and stream.open
+                if stream is None or not stream.open:
+                    stream = self._stream = await self._dial()
+            try:
+                return await stream.ask(waiting)
+            except ConnectionError:
+                if not reused:  # a server may close what it thinks is idle just when we ask (RFC 7766, 6.2.4)
+                    raise
 
     async def _dial(self) -> "_Stream":
         def prepare() -> tuple[socket.socket, _SocketAddress]:
@@ -234,38 +263,57 @@ class Server:
         return stream
 
 
+class _Luck:
+    """Random bytes of the kernel, fetched many at once: a call for each costs as much as half a question."""
+
+    def __init__(self) -> None:
+        self._bytes, self._at = b"", 0
+
+    def draw(self, count: int) -> bytes:
+        at = self._at
+        if at + count > len(self._bytes):
+            self._bytes, at = os.urandom(1024), 0
+        self._at = at + count
+        return self._bytes[at : self._at]
+
+
+_luck = _Luck()
+
+
 class _Waiting:
     """A question on its way."""
 
-    __slots__ = ("_loop", "_port", "_rest", "_timer", "answer", "end", "folded", "id", "packet")
+    __slots__ = (
+        "_over", "_server", "answered_before", "end", "id", "packet", "patience", "port", "rest", "told", "wait",
+    )  # fmt: skip
 
-    def __init__(self, query: bytes, end: int, ident: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.id = ident
-        self.packet = ident.to_bytes(2) + query[2:]
+    def __init__(self, server: Server, query: bytes, end: int, patience: float, told: Told) -> None:
+        self._server = server
+        self._over = False
+        self.told = told
         self.end = end
-        self.folded = folded_question(query, end)
-        self.answer: asyncio.Future[bytes] = self._loop.create_future()
+        self.packet = query
+        self.patience = self.rest = patience
+        self.wait = 0.0
+        self.answered_before = server.answered
+        self.id = 0
+        self.port: _Questions | None = None
 
-    def wait(self, patience: float, port: "_Port") -> None:
-        """Send it once more after a while, and give up in the end."""
-        self._port = port
-        first = min(RESEND, patience)
-        self._rest = patience - first
-        self._timer = self._loop.call_later(first, self._late)
+    def late(self) -> None:
+        """Sent once more after a while, and given up in the end."""
+        if self.rest > 0 and isinstance(self.port, _Port):
+            self.port.send_again(self)
+            self._server.wait_on(self, self.rest)
+        else:
+            self.end_with(TimeoutError())
 
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _late(self) -> None:
-        if self.answer.done():
-            return
-        if self._rest <= 0:
-            self.answer.set_exception(TimeoutError())
-            return
-        self._port.send_again(self)
-        self._timer = self._loop.call_later(self._rest, self._late)
-        self._rest = 0.0
+    def end_with(self, found: bytes | OSError) -> None:
+        """The first one counts."""
+        if not self._over:
+            self._over = True
+            if self.port is not None:
+                self.port.forget(self)
+            self._server.over(self, found)
 
 
 class _Questions:
@@ -278,15 +326,16 @@ class _Questions:
     def busy(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, query: bytes, end: int) -> _Waiting:
+    def add(self, waiting: _Waiting) -> None:
+        """Give it an id. Raises `OSError`: there are too many."""
         if len(self._waiting) > 32768:
             raise OSError("too many questions are unanswered")
-        ident = int.from_bytes(os.urandom(2))
-        while ident in self._waiting:
-            ident = int.from_bytes(os.urandom(2))
-        waiting = _Waiting(query, end, ident)
+        while (ident := int.from_bytes(_luck.draw(2))) in self._waiting:
+            pass
+        waiting.id = ident
+        waiting.packet = ident.to_bytes(2) + waiting.packet[2:]
+        waiting.port = self
         self._waiting[ident] = waiting
-        return waiting
 
     def forget(self, waiting: _Waiting) -> None:
         self._waiting.pop(waiting.id, None)
@@ -294,13 +343,15 @@ class _Questions:
     def arrived(self, message: bytes) -> None:
         """Hand an answer to who waits for it; anything else is ignored."""
         waiting = self._waiting.get(int.from_bytes(message[:2]))
-        if waiting is not None and answers(message, waiting.end, waiting.folded) and not waiting.answer.done():
-            waiting.answer.set_result(message)
+        if waiting is not None and answers(message, waiting.packet, waiting.end):
+            self.heard(waiting, message)
+
+    def heard(self, waiting: _Waiting, found: bytes | OSError) -> None:
+        waiting.end_with(found)
 
     def fail(self, error: OSError) -> None:
         for waiting in list(self._waiting.values()):
-            if not waiting.answer.done():
-                waiting.answer.set_exception(error)
+            self.heard(waiting, error)
 
 
 class _Port(_Questions):
@@ -312,20 +363,16 @@ class _Port(_Questions):
         self._sock = sock
         asyncio.get_running_loop().add_reader(sock, self._read)
 
-    def send(self, query: bytes, end: int) -> _Waiting:
-        waiting = self.add(query, end)
+    def send(self, waiting: _Waiting) -> None:
+        """Raises `OSError`."""
+        self.add(waiting)
         try:
             self._sock.send(waiting.packet)
         except BlockingIOError:  # no room: as if lost on the way
             pass
         except OSError:  # it may be an earlier question's, refused just now
-            try:
-                with contextlib.suppress(BlockingIOError):
-                    self._sock.send(waiting.packet)
-            except OSError:
-                self.forget(waiting)
-                raise
-        return waiting
+            with contextlib.suppress(BlockingIOError):
+                self._sock.send(waiting.packet)
 
     def send_again(self, waiting: _Waiting) -> None:
         with contextlib.suppress(OSError):
@@ -356,6 +403,7 @@ class _Stream(_Questions, asyncio.Protocol):
         super().__init__()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._answers: dict[int, asyncio.Future[bytes]] = {}
 
     @property
     def open(self) -> bool:
@@ -364,15 +412,28 @@ class _Stream(_Questions, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    async def ask(self, query: bytes, end: int) -> bytes:
+    async def ask(self, waiting: _Waiting) -> bytes:
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the connection was closed")
-        waiting = self.add(query, end)
+        self.add(waiting)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers[waiting.id] = answer
         self._transport.write(len(waiting.packet).to_bytes(2) + waiting.packet)
         try:
-            return await waiting.answer
+            return await answer
         finally:
             self.forget(waiting)
+            del self._answers[waiting.id]
+
+    def heard(self, waiting: _Waiting, found: bytes | OSError) -> None:
+        """Who asked decides what to make of it: a connection may be worth a second try."""
+        answer = self._answers[waiting.id]
+        if answer.done():
+            return
+        if isinstance(found, bytes):
+            answer.set_result(found)
+        else:
+            answer.set_exception(found)
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer

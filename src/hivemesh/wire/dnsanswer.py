@@ -126,8 +126,8 @@ def read_records(message: bytes, start: int) -> list[Record] | None:
     return found if at == size else None
 
 
-def answers(message: bytes, end: int, folded: bytes) -> bool:
-    """Whether `message` answers the question `folded` that ended at `end`.
+def answers(message: bytes, query: bytes, end: int) -> bool:
+    """Whether `message` answers `query`, whose question ends at `end`; the case of letters may differ.
 
     A server that refuses or does not understand may leave the question out.
     """
@@ -135,7 +135,11 @@ def answers(message: bytes, end: int, folded: bytes) -> bool:
         return False
     if message[4:6] == b"\0\0":
         return len(message) == HEADER and message[3] & _CODE in (FORMERR, SERVFAIL, NOTIMP, REFUSED)
-    return message[4:6] == b"\0\1" and question_end(message) == end and folded_question(message, end) == folded
+    if message[4:6] != b"\0\1":
+        return False
+    return message[HEADER:end] == query[HEADER:end] or (
+        question_end(message) == end and folded_question(message, end) == folded_question(query, end)
+    )
 
 
 def code_of(message: bytes) -> int:

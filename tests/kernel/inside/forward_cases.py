@@ -14,6 +14,7 @@ from hivemesh.dns.forward import Forwarder
 from hivemesh.kernel import netns
 from hivemesh.model.addr import parse_address
 from hivemesh.wire.resolver import Sandbox
+from nameserver import forwarded
 
 Ask = Callable[..., Awaitable[dns.message.Message | None]]
 
@@ -62,7 +63,7 @@ async def ask(servers: Path) -> AsyncIterator[Ask]:
 
     async def work(sandbox: Sandbox, name: str, *, tcp: bool = False) -> dns.message.Message | None:
         query = dns.message.make_query(name, "A")
-        answer = await forwarder.ask(query.to_wire(), tcp=tcp, sandbox=sandbox)
+        answer = await forwarded(forwarder, query.to_wire(), sandbox, tcp=tcp)
         return None if answer is None else dns.message.from_wire(answer)
 
     yield work
@@ -95,7 +96,7 @@ async def test_a_forgotten_sandbox_is_left_without_a_socket(servers: Path) -> No
 
     forwarder = Forwarder(host_conf=servers)
     query = dns.message.make_query("a.ext.example", "A").to_wire()
-    assert await forwarder.ask(query, tcp=False, sandbox=OWN) is not None
+    assert await forwarded(forwarder, query, OWN, tcp=False) is not None
     assert f"pid={os.getpid()}," in sockets()
     forwarder.forget(OWN.id)
     assert f"pid={os.getpid()}," not in sockets()

@@ -1,6 +1,7 @@
 """Which connection the resolver listens to."""
 
 import asyncio
+from collections.abc import Callable
 
 from hivemesh.dns.process import Process
 from hivemesh.dns.resolver import Resolver
@@ -12,10 +13,10 @@ from hivemesh.wire.resolver import Names, Sandbox, Sync, framed
 class Nobody:
     """Asks nobody."""
 
-    async def ask(self, query: bytes, *, tcp: bool, sandbox: Sandbox) -> bytes | None:
-        return None
-
-    def cached(self, query: bytes, sandbox: Sandbox, *, tcp: bool = False) -> bytes | None:
+    def ask(
+        self, query: bytes, sandbox: Sandbox, told: Callable[[bytes | None], None], *, tcp: bool = False
+    ) -> bytes | None:
+        told(None)
         return None
 
 
