@@ -25,19 +25,27 @@ ATTRIBUTES: Mapping[str, Callable[[Node], str]] = {
 }
 
 
+@lru_cache(maxsize=4096)
+def _reader(key: str) -> Callable[[Node], str | None] | None:
+    """How to find out what a node has there; None for a key that is not known."""
+    lower = key.lower()
+    if lower.startswith(NODE_LABELS):
+        label = key[len(NODE_LABELS) :]
+        return (lambda node: node.spec.labels.get(label)) if label else None
+    if lower.startswith(ENGINE_LABELS):
+        label = key[len(ENGINE_LABELS) :]
+        return (lambda node: node.description.labels.get(label)) if label else None
+    return ATTRIBUTES.get(lower)
+
+
 def is_known(key: str) -> bool:
     """Whether `key` (the case of all but a label's name does not matter) is something nodes have."""
-    prefix = next((prefix for prefix in (NODE_LABELS, ENGINE_LABELS) if key.lower().startswith(prefix)), None)
-    return key.lower() in ATTRIBUTES if prefix is None else len(key) > len(prefix)
+    return _reader(key) is not None
 
 
 def attribute(key: str, node: Node) -> str | None:
     """What the node has there; None for a label it lacks, and for a key that is not known."""
-    if key.lower().startswith(NODE_LABELS):
-        return node.spec.labels.get(key[len(NODE_LABELS) :])
-    if key.lower().startswith(ENGINE_LABELS):
-        return node.description.labels.get(key[len(ENGINE_LABELS) :])
-    read = ATTRIBUTES.get(key.lower())
+    read = _reader(key)
     return read(node) if read is not None else None
 
 
@@ -51,9 +59,10 @@ class Constraint:
 
     def accepts(self, node: Node) -> bool:
         """Whether the node meets the constraint. An unknown key never matches; `!=` on a missing label does."""
-        if not is_known(self.key):
+        read = _reader(self.key)
+        if read is None:
             return False
-        actual = attribute(self.key, node)
+        actual = read(node)
         if self.key.lower() == "node.ip":
             return self._inside(actual or "")
         same = actual is not None and actual.lower() == self.value.lower()
