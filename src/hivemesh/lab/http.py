@@ -17,7 +17,7 @@ class Refused(HivemeshError):
         self.status = status
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("node", timeout=timeout)
         self._path = path
@@ -33,7 +33,7 @@ def request(socket_path: Path, method: str, path: str, body: object = None, *, t
 
     `timeout` is seconds for each step of the exchange.
     """
-    connection = _UnixConnection(socket_path, timeout)
+    connection = UnixConnection(socket_path, timeout)
     try:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         connection.request(method, path, None if body is None else json.dumps(body), headers)

@@ -17,6 +17,9 @@ from hivemesh.wire import codec
 
 T = TypeVar("T")
 
+INT64 = (-(2**63), 2**63 - 1)
+"""What Docker's clients, written in Go, and our store hold in a number."""
+
 
 def decode(data: bytes) -> Any:
     """Plain JSON. Raises `Invalid` that says what is wrong and where."""
@@ -72,6 +75,8 @@ def _known(value: Any, kind: Any, path: str) -> Any:
     if isinstance(value, list) and typing.get_origin(kind) is tuple:
         (element, *_) = typing.get_args(kind)
         return [_known(inner, element, f"{path}[{index}]") for index, inner in enumerate(value)]
+    if isinstance(value, int) and not INT64[0] <= value <= INT64[1]:
+        raise Invalid(f"{path or 'the number'}: {value} is out of range: use {INT64[0]} to {INT64[1]}")
     return value
 
 
