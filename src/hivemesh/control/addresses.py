@@ -63,14 +63,22 @@ def wanted(attachment: NetworkAttachmentConfig, name: str = "") -> tuple[Address
 
 
 def kept(view: View, network: NetworkID) -> Mapping[Address, Service]:
-    """The addresses of a network that services insist on."""
+    """The addresses of a network that services insist on, or would again if their update failed."""
     return {
         address: service
         for service in view.all(Service)
-        for attachment in service.spec.task_template.networks
+        for spec in _specs(service)
+        for attachment in spec.task_template.networks
         if attachment.target == network and attachment.driver_opts
         for address in wanted(attachment)
     }
+
+
+def _specs(service: Service) -> Iterable[ServiceSpec]:
+    yield service.spec
+    status = service.update_status
+    if service.previous_spec is not None and status is not None and status.state in ("updating", "paused"):
+        yield service.previous_spec
 
 
 def check(view: View, spec: ServiceSpec, current: Service | None) -> None:

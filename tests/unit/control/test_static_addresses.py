@@ -121,8 +121,30 @@ def test_another_address_is_had_at_once_and_the_old_one_is_free_after_it() -> No
     world.update("db", fixed(ip="10.9.0.51"))
     settle(world)
     assert [addresses(task) for task in world.wanted("db")] == [["10.9.0.51"]]
+    with pytest.raises(Conflict, match="already in use by service db"):  # the update may still fail
+        world.create(fixed("next"))
+    world.wait(6)
     world.create(fixed("next"))
     assert addresses(world.wanted("next")[0]) == [DB]
+
+
+def test_a_failed_update_goes_back_to_the_address_of_before() -> None:
+    world = world_with_back()
+    world.create(fixed())
+    world.agents()
+    back = msgspec.structs.replace(
+        fixed(image="bad", ip="10.9.0.51"), update_config=UpdateConfig(failure_action="rollback")
+    )
+    world.update("db", back)
+    world.agents()
+    world.agents()
+    (bad,) = world.wanted("db")
+    assert addresses(bad) == ["10.9.0.51"]
+    world.create(on_back(spec("many", 240)))
+    world.report(bad, TaskState.FAILED)
+    settle(world)
+    (task,) = world.wanted("db")
+    assert (task.serving, addresses(task), task.spec.container_spec.image) == (True, [DB], "sql")
 
 
 def test_a_service_made_anew_waits_for_the_tasks_of_the_one_before() -> None:
