@@ -20,19 +20,23 @@ import msgspec
 from hivemesh.agent import records
 from hivemesh.agent.container import Managers, Means, PlainContainer, Sandboxes, Work, request_of, runs
 from hivemesh.agent.files import SandboxFiles
+from hivemesh.agent.grants import Grants
+from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.records import Member, Record, joinings_of, members_of
 from hivemesh.clock import Clock
 from hivemesh.dataplane.plan.names import sandbox_namespace
 from hivemesh.dns.hostconf import read_host_conf
 from hivemesh.engine.api import ContainerInfo, Engine
 from hivemesh.kernel import netns
-from hivemesh.model.errors import Forbidden, HivemeshError, NotFound
-from hivemesh.model.ids import TaskID, new_id, short
+from hivemesh.model.errors import Forbidden, HivemeshError, Invalid, NotFound
+from hivemesh.model.ids import NetworkID, TaskID, new_id, short
+from hivemesh.model.local import LocalNetwork
 from hivemesh.wire.control import AttachRequest, Joining, TaskItem, View
 from hivemesh.wire.engine.containers import LABEL, Membership, Shown, Wish
 
 log = logging.getLogger("hivemesh.attached")
 
+FILE = "attached.json"
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
 """Seconds between attempts to ask the engine or to tell the managers, doubled each time."""
 
@@ -65,13 +69,20 @@ class AttachedContainers:
         engine: Engine,
         directory: Path,
         clock: Clock,
+        local: LocalNetworks,
     ) -> None:
-        self._means = Means(self, sandboxes, managers, engine, clock)
+        self._means = Means(self, sandboxes, managers, engine, clock, files)
+        self._local = local
         self._files = files
-        self._path = directory / "attached.json"
+        self._path = directory / FILE
         self._containers = {
             owner: PlainContainer(record, self._means) for owner, record in records.load(self._path).items()
         }
+        for container in self._containers.values():
+            if container.record.granted is not None and isinstance(managers, Grants):
+                managers.adopt(container.record.granted)
+        if self._containers:
+            local.needed.set()
         self._held: set[TaskID] = set()  # by the managers' word
         self._told: set[TaskID] = set()  # given back, though the view may not show it yet
         self._owed: set[TaskID] = set()  # to be given back, though the view may not show it yet
@@ -106,6 +117,11 @@ class AttachedContainers:
         """Whether there are such containers at all."""
         return bool(self._containers)
 
+    @property
+    def networks(self) -> frozenset[NetworkID]:
+        """Those that some container is on whenever it runs."""
+        return frozenset(member.id for container in self._containers.values() for member in container.record.members)
+
     def owner_of(self, container: str) -> TaskID | None:
         """By the engine's id; None when the container is none of ours."""
         return next((owner for owner, c in self._containers.items() if c.record.container == container), None)
@@ -126,10 +142,11 @@ class AttachedContainers:
         record = container.record
         return Shown(
             mode=record.mode,
-            networks=tuple(_membership(record, member) for member in record.members),
+            networks=tuple(_membership(record, member, self._local.known(member.id)) for member in record.members),
             spec=record.spec,
             ports=record.ports,
-            published=self._means.sandboxes.host_ports(owner) if container.up else (),
+            published=record.granted.local.ports if record.granted is not None else (),
+            links=record.shown_links,
             restart=record.restart,
             restarts=record.restarts,
             files=record.files,
@@ -143,10 +160,12 @@ class AttachedContainers:
 
         Raises `NotFound` (a network), `Forbidden`, `Invalid`, `Conflict` or `Unavailable`, before anything is made.
         """
+        self._local.needed.set()
         await self.tidy()
+        links = {alias: self._linked(ref) for ref, alias in wish.links}
         record = Record(
             owner=TaskID(new_id()), name=name, mode=wish.mode, spec=wish.spec, ports=wish.ports, restart=wish.restart,
-            remove=wish.remove, stopped=True,
+            remove=wish.remove, stopped=True, links=links, shown_links=tuple(":".join(link) for link in wish.links),
         )  # fmt: skip
         reply = await self._means.managers.attach(request_of(record, wish.networks, check=True))
         container = PlainContainer(
@@ -154,6 +173,21 @@ class AttachedContainers:
         )
         bare = msgspec.structs.replace(reply.task, attachments=())
         return await asyncio.shield(self.spawn(self._create(container, bare, work), f"create {name}"))
+
+    def _linked(self, ref: str) -> TaskID:
+        """The container that somebody links to, by name or id. Raises `Invalid`."""
+        found = self.named(ref)
+        if found is None:
+            raise Invalid(f"could not get container for {ref}: No such container: {ref}")
+        return found.owner
+
+    def named(self, ref: str) -> Record | None:
+        """Ours of that name or id, or beginning of an id."""
+        for container in self._containers.values():
+            record = container.record
+            if record.container and ref and (ref == record.name or record.container.startswith(ref)):
+                return record
+        return None
 
     async def _create(self, container: PlainContainer, task: Any, work: Callable[[Place], Awaitable[T]]) -> T:
         owner = container.record.owner
@@ -388,13 +422,32 @@ class AttachedContainers:
         return {TaskID(info.labels[LABEL]): info for info in await self._means.engine.list(LABEL)}
 
 
-def _membership(record: Record, member: Member) -> Membership:
+def leave_swarm(directory: Path, local: LocalNetworks) -> None:
+    """This node is in no swarm any more: what its containers hold is on networks of this node alone."""
+    path = directory / FILE
+    found = []
+    for record in records.load(path).values():
+        task = record.granted
+        if task is not None:
+            attachments = tuple(a for a in task.attachments if local.known(a.network_id) is not None)
+            task = msgspec.structs.replace(task, attachments=attachments) if attachments else None
+            if task is None:
+                local.release(record.owner)
+            else:
+                local.hold(task)
+        found.append(msgspec.structs.replace(record, granted=task))
+    if found:
+        records.save(path, found)
+
+
+def _membership(record: Record, member: Member, local: LocalNetwork | None) -> Membership:
     names = (record.name, *member.aliases, short(record.container), record.spec.hostname)
     shown = Membership(
         name=member.name,
         network_id=member.id,
         aliases=member.aliases,
         wanted=tuple(map(str, member.addresses)),
+        priority=member.priority,
         names=tuple(dict.fromkeys(name for name in names if name)),
     )
     for attachment in record.granted.attachments if record.granted is not None else ():
@@ -405,5 +458,12 @@ def _membership(record: Record, member: Member) -> Membership:
                 mac=attachment.mac,
                 v4=next((str(address) for address in attachment.addresses if address.version == 4), ""),
                 v6=next((str(address) for address in attachment.addresses if address.version == 6), ""),
+                gateway4=_gateway(local, 4),
+                gateway6=_gateway(local, 6),
             )
     return shown
+
+
+def _gateway(network: LocalNetwork | None, version: int) -> str:
+    subnet = network.subnet(version) if network is not None and not network.internal else None
+    return str(subnet.gateway) if subnet is not None else ""

@@ -13,13 +13,13 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from hivemesh.agent.records import Record, joinings_of, members_of
+from hivemesh.agent.files import SandboxFiles
+from hivemesh.agent.records import LocalRequest, Record, joinings_of, members_of
 from hivemesh.clock import Clock
 from hivemesh.engine.api import ContainerInfo, Engine
 from hivemesh.model.addr import address_of
 from hivemesh.model.errors import HivemeshError, NotFound
 from hivemesh.model.ids import TaskID, short
-from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Task
 from hivemesh.wire.control import AttachReply, AttachRequest, Joining
 from hivemesh.wire.engine.containers import LABEL
@@ -55,8 +55,7 @@ class Sandboxes(Protocol):
 
     async def attach(self, task: Task) -> str: ...
     async def detach(self, task: TaskID) -> None: ...
-    def files(self, task: Task, hostname: str) -> dict[str, str]: ...
-    def host_ports(self, task: TaskID) -> tuple[PortConfig, ...]: ...
+    def files(self, task: Task, hostname: str, into: SandboxFiles | None = None) -> dict[str, str]: ...
 
 
 class Home(Protocol):
@@ -86,6 +85,7 @@ class Means:
     managers: Managers
     engine: Engine
     clock: Clock
+    files: SandboxFiles
 
 
 class PlainContainer:
@@ -182,7 +182,8 @@ class PlainContainer:
         """The sandbox as granted, and the files that go with it."""
         assert record.granted is not None
         await self._means.sandboxes.attach(record.granted)
-        self._means.sandboxes.files(record.granted, record.spec.hostname or short(record.container))
+        hostname = record.spec.hostname or short(record.container)
+        self._means.sandboxes.files(record.granted, hostname, self._means.files)
 
     async def leave_namespaces(self) -> None:
         """The engine may have put a process that never began into namespaces that are gone by now."""
@@ -236,8 +237,8 @@ class PlainContainer:
             return
         held = {a.network_id: tuple(map(address_of, a.addresses)) for a in task.attachments}
         joinings = tuple(
-            Joining(network=member.name, aliases=member.aliases, addresses=held.get(member.id, ()))
-            for member in self.record.members
+            msgspec.structs.replace(joining, addresses=held.get(member.id, ()))
+            for member, joining in zip(self.record.members, joinings_of(self.record), strict=True)
         )
         reply = await self._means.managers.attach(request_of(self.record, joinings))
         self.set(granted=reply.task)
@@ -339,14 +340,15 @@ def runs(info: ContainerInfo | None) -> bool:
     return info is not None and info.state == "running"
 
 
-def request_of(record: Record, joinings: tuple[Joining, ...] | None = None, *, check: bool = False) -> AttachRequest:
-    """What managers are asked for the container; on `joinings` instead of its own networks."""
-    return AttachRequest(
+def request_of(record: Record, joinings: tuple[Joining, ...] | None = None, *, check: bool = False) -> LocalRequest:
+    """What is asked for the container; on `joinings` instead of its own networks."""
+    return LocalRequest(
         task=record.owner,
         container=record.name or record.owner,
         container_id=record.container,
         networks=joinings_of(record) if joinings is None else joinings,
         spec=record.spec,
-        ports=record.ports,
+        published=record.ports,
+        links=record.links,
         check=check,
     )

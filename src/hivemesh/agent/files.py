@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hivemesh.dns.hostconf import HostConf, container_hosts, container_resolv_conf
 from hivemesh.model.ids import NetworkID, TaskID
+from hivemesh.model.local import LocalNetwork
 from hivemesh.model.task import Task
 from hivemesh.wire.control import NetworkItem
 
@@ -28,7 +29,7 @@ class SandboxFiles:
         return self._root / task
 
     def write(
-        self, task: Task, networks: Mapping[NetworkID, NetworkItem], host: HostConf, hostname: str
+        self, task: Task, networks: Mapping[NetworkID, NetworkItem | LocalNetwork], host: HostConf, hostname: str
     ) -> dict[str, str]:
         """The files of `task`, by the path where each belongs in the container.
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from hivemesh.agent.files import SandboxFiles
-from hivemesh.cnm.node import ViewParts, wants_gateway
+from hivemesh.cnm.local import links_of
+from hivemesh.cnm.node import ViewParts, leads_out
+from hivemesh.dataplane.plan.bridge import NO_LOCALS, Locals
 from hivemesh.dataplane.plan.names import sandbox_namespace
 from hivemesh.dns.hostconf import HostConf, read_host_conf, wants_dots
 from hivemesh.dns.names import names_of
@@ -54,6 +56,7 @@ class NodeNames:
         self._files = files
         self._on_applied = applied
         self._tables: dict[NetworkID, tuple[tuple[object, ...], Names]] = {}
+        self._local: Mapping[NetworkID, Names] = {}  # of networks of this node
         self._inherited: set[TaskID] = set()  # sandboxes of an earlier daemon, whose executors did not ask yet
         self._last = (0, 0, 0)  # view: its revision, what is pending of it, and the resolver's revision
         self._late = asyncio.Event()
@@ -85,7 +88,7 @@ class NodeNames:
                 known = self._tables.get(network.id)
                 tables[network.id] = known if known and known[0] == made_of else (made_of, names_of(*made_of))
         self._tables = tables
-        self._resolver.answer({network: names for network, (_, names) in tables.items()})
+        self._answer()
         for task in self._inherited & view.tasks.keys():
             of = view.tasks[task].task
             networks = {
@@ -94,6 +97,15 @@ class NodeNames:
             self._resolver.admit(asker(of, networks, read_host_conf()))
         if all_known:
             self._resolver.complete()
+
+    def know(self, local: Mapping[NetworkID, Names]) -> None:
+        """The names on networks of this node alone."""
+        if local != self._local:
+            self._local = local
+            self._answer()
+
+    def _answer(self) -> None:
+        self._resolver.answer({network: names for network, (_, names) in self._tables.items()} | dict(self._local))
 
     def acknowledge(self, revision: int, pending: int) -> None:
         """The kernel holds view `revision` but for `pending` things; tell once the resolver does, too."""
@@ -117,10 +129,14 @@ class NodeNames:
 
     # --- sandboxes --------------------------------------------------------------------------------------------------
 
-    async def admit(self, task: Task, networks: Networks) -> None:
+    def inherit_local(self, task: Task, networks: Networks, local: Locals) -> None:
+        """A plain container's sandbox that an earlier daemon made goes on asking."""
+        self._resolver.admit(asker(task, networks, read_host_conf(), local))
+
+    async def admit(self, task: Task, networks: Networks, local: Locals = NO_LOCALS) -> None:
         """The sandbox is wired, and its container may begin once this returns. Raises `Unavailable`."""
         self._inherited.discard(task.id)
-        self._resolver.admit(asker(task, networks, read_host_conf()))
+        self._resolver.admit(asker(task, networks, read_host_conf(), local))
         held = await self._resolver.until_held(self._resolver.revision, ADMIT_TIMEOUT)
         why = self._resolver.failed.get(task.id) or ("" if held else "hivemesh-resolver does not answer; see the log")
         if why:
@@ -131,24 +147,35 @@ class NodeNames:
         self._inherited.discard(task)
         await self._resolver.dismiss(task)
 
-    def files(self, task: Task, networks: Networks, hostname: str) -> dict[str, str]:
-        """Write the container's files; by the path where each belongs in the container."""
-        return self._files.write(task, networks, read_host_conf(), hostname)
+    def files(
+        self,
+        task: Task,
+        networks: Networks,
+        hostname: str,
+        local: Locals = NO_LOCALS,
+        into: SandboxFiles | None = None,
+    ) -> dict[str, str]:
+        """Write the container's files (elsewhere than tasks' with `into`); by the path where each belongs in it."""
+        return (into or self._files).write(task, {**networks, **local}, read_host_conf(), hostname)
 
 
-def asker(task: Task, networks: Networks, host: HostConf) -> Sandbox:
+def asker(task: Task, networks: Networks, host: HostConf, local: Locals = NO_LOCALS) -> Sandbox:
     """The sandbox of `task` as the resolver should see it; `host` is the node's own resolv.conf."""
     dns = task.spec.container_spec.dns_config
     nameservers = []
     for text in dns.nameservers if dns else ():
         with contextlib.suppress(Invalid):
             nameservers.append(parse_address(text))
-    looked_at = [n for a in task.attachments if (n := networks.get(a.network_id)) and not n.ingress]
+    looked_at = [links_of(task)] if task.local.links else []
+    for attachment in task.attachments:
+        network = networks.get(attachment.network_id) or local.get(attachment.network_id)
+        if network is not None and not network.ingress:
+            looked_at.append(network.id)
     return Sandbox(
         id=task.id,
         netns=netns.path(sandbox_namespace(task.id)),
-        networks=tuple(n.id for n in looked_at),
+        networks=tuple(looked_at),
         nameservers=tuple(nameservers),
-        forward=wants_gateway(task, networks.values()),
+        forward=leads_out(task, networks.values(), local),
         ndots=wants_dots(host, dns),
     )

@@ -15,16 +15,21 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
 from hivemesh.agent.departures import Departures
 from hivemesh.agent.facts import gather
+from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.leases import Leases
+from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames
 from hivemesh.clock import Clock
+from hivemesh.cnm.local import names_on
 from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
 from hivemesh.dataplane.apply import Outcome
 from hivemesh.dataplane.balancer.engines import BASE, Engine
+from hivemesh.dataplane.plan.bridge import PLAIN_HOST
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
 from hivemesh.kernel import conntrack, ipvs, netns, sysctl
@@ -82,12 +87,14 @@ class NodeNetwork:
         kernel: Kernel,
         names: NodeNames,
         *,
-        vtep: Address,
+        vtep: Address | None,
         balancer: Engine = BASE,
         leases: Leases,
         clock: Clock,
         lost: Callable[[TaskID], None],
+        local: LocalNetworks,
     ) -> None:
+        """Without `vtep` the node is in no swarm: `local` is all there is."""
         self.drift: Counter[str] = Counter()
         self._kernel = kernel
         self._names = names
@@ -95,6 +102,10 @@ class NodeNetwork:
         self._balancer = balancer
         self._told_of_ipvs: set[ServiceID] = set()
         self._leases = leases
+        self._local = local
+        self._heirs: list[
+            Task
+        ] = []  # plain containers that an earlier daemon left, whose sandboxes are still to be seen
         self._clock = clock
         self._on_lost = lost
         self._planner = Planner()
@@ -126,6 +137,8 @@ class NodeNetwork:
 
     async def run(self) -> None:
         """Until cancelled, which leaves the kernel as it is."""
+        self._heirs = list(self._local.holders)
+        unsubscribe = self._local.on_change(self._wake.set)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._apply(), name="apply views")
@@ -135,6 +148,7 @@ class NodeNetwork:
                 tasks.create_task(self._check_regularly(), name="slow look")
                 tasks.create_task(self._check_settings(), name="settings")
         finally:
+            unsubscribe()
             # Threads cannot be cancelled: what they have begun ends before anybody else touches the kernel
             self._threads.shutdown(cancel_futures=True)
 
@@ -168,13 +182,15 @@ class NodeNetwork:
             self._sweep_due |= sweep
             return 1
         self._tell_of_ipvs(view, facts)
-        plans = self._planner.forwarding(view, self._in_order(), facts)
+        self._inherit(view, facts)
+        plans = self._forwarding(view, facts)
         pending = sum([await self._ensure(plan) for plan in plans])
         wired = [s for task, s in self._sandboxes.items() if task not in self._wirings or self._wirings[task].done()]
         for sandbox in wired:
             pending += await self._ensure(self._planner.sandbox(sandbox, facts, view.services))
         await self._forget_connections(view)
         self._planner.keep(view, self._sandboxes.values())
+        self._names.know(names_on(self._local.in_kernel, list(self._local.holders)))
         self._names.follow(view, all_known=sweep)
         wanted = {plan.namespace for plan in plans} | {sandbox_namespace(task) for task in self._sandboxes}
         for namespace in self._applied.keys() - wanted:
@@ -182,6 +198,35 @@ class NodeNetwork:
         if sweep:
             await self._sweep(wanted, view)
         return pending
+
+    def _forwarding(self, view: ViewParts, facts: HostFacts) -> list[NamespacePlan]:
+        """A machine in no swarm is left as it is until somebody wants a network of it."""
+        plans = self._planner.forwarding(view, self._in_order(), facts, self._local.in_kernel)
+        untouched = not facts.in_swarm and HOST not in self._applied
+        return [plan for plan in plans if not (untouched and plan is PLAIN_HOST)]
+
+    def _inherit(self, view: ViewParts, facts: HostFacts) -> None:
+        """Sandboxes of plain containers go on as they are, their ports and names too, before the engine has spoken."""
+        heirs, self._heirs = self._heirs, []
+        for task in heirs:
+            try:
+                sandbox = self._plain_sandbox(task, view, facts)
+            except HivemeshError as error:
+                log.warning("the sandbox of container %s is not looked after: %s", task.container, error)
+                continue
+            if task.id in self._sandboxes or not netns.exists(sandbox_namespace(task.id)):
+                continue
+            if len(sandbox.networks) + len(sandbox.local) < len(task.attachments):
+                continue  # a network of the swarm is still to come with the view
+            self._sandboxes[task.id] = sandbox
+            self._names.inherit_local(task, sandbox.networks, sandbox.local)
+
+    def _plain_sandbox(self, task: Task, view: ViewParts, facts: HostFacts) -> Sandbox:
+        ids = {attachment.network_id for attachment in task.attachments}
+        networks = {i: view.networks[i] for i in ids if i in view.networks}
+        local = {i: network for i in ids if (network := self._local.known(i)) is not None}
+        lease = self._leases.acquire(task.id, facts) if wants_gateway(task, networks.values()) else None
+        return Sandbox(task=task, networks=networks, lease=lease, local=local)
 
     def _tell_of_ipvs(self, view: ViewParts, facts: HostFacts) -> None:
         """Once per service that asks in vain."""
@@ -251,13 +296,14 @@ class NodeNetwork:
     async def _sweep(self, wanted: set[str], view: ViewParts) -> None:
         """Remove namespaces with our mark that belong to nothing in the view."""
         alive = {sandbox_namespace(task) for task, item in view.tasks.items() if not item.task.status.state.dead}
+        alive |= {sandbox_namespace(task) for task in self._local.owners}
         for name in await self._in_thread(self._ours):
             # Looked at anew for each: a sandbox may have been asked for while the others were removed
             asked = {sandbox_namespace(task) for task in self._sandboxes}
             if name not in wanted | alive | asked:
                 log.info("removing the namespace %s, which nobody wants any more", name)
                 await self._remove(name)
-        self._leases.keep(view.tasks.keys() | self._sandboxes.keys())
+        self._leases.keep(view.tasks.keys() | self._sandboxes.keys() | self._local.owners)
 
     def _ours(self) -> list[str]:
         found = []
@@ -276,6 +322,7 @@ class NodeNetwork:
     async def attach(self, task: Task) -> str:
         """The path of the task's namespace, once it is wired. Raises `Unavailable`."""
         needed = {attachment.network_id for attachment in task.attachments}
+        self._wake.set()  # a network of this node may be just being made
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT), self._passed:
                 await self._passed.wait_for(lambda: self._has(needed))
@@ -283,10 +330,9 @@ class NodeNetwork:
             raise Unavailable("node is missing network attachments, ip addresses may be exhausted") from None
         assert self._view is not None
         assert self._facts is not None
-        networks = {network: self._view.networks[network] for network in needed}
-        lease = self._leases.acquire(task.id, self._facts) if wants_gateway(task, networks.values()) else None
-        ports = self._leases.host_ports(task.id, task.ports) if lease else ()
-        self._sandboxes[task.id] = Sandbox(task=task, networks=networks, lease=lease, ports=ports)
+        sandbox = self._plain_sandbox(task, self._view, self._facts)
+        ports = self._leases.host_ports(task.id, task.ports) if sandbox.lease and not task.attached else ()
+        self._sandboxes[task.id] = sandbox = replace(sandbox, ports=ports)
         wiring = asyncio.create_task(self._wire(task.id), name=f"wire {task.id}")
         self._wirings[task.id] = wiring
         try:
@@ -294,9 +340,12 @@ class NodeNetwork:
         finally:
             if wiring.done():
                 self._wirings.pop(task.id, None)
-        await self._names.admit(task, networks)
-        if ports:
+        await self._names.admit(task, sandbox.networks, sandbox.local)
+        if ports or task.local.ports:
             self._wake.set()
+        if task.local.ports:  # whoever started the container will ask at once
+            for plan in self._forwarding(self._view, self._facts)[:1]:
+                await self._ensure(plan)
         return netns.path(sandbox_namespace(task.id))
 
     async def detach(self, task: TaskID) -> None:
@@ -309,24 +358,38 @@ class NodeNetwork:
         await self._remove(sandbox_namespace(task))
         self._leases.release(task)
         if sandbox is not None:
-            if sandbox.lease is not None and sandbox.ports:
+            if sandbox.lease is not None and (sandbox.ports or sandbox.task.local.ports):
                 await self._forget(HOST, udp=(sandbox.lease.v4.ip, sandbox.lease.v6.ip))
+            if sandbox.local and sandbox.task.local.ports:
+                await self._forget(HOST, udp=[i.ip for a in sandbox.task.attachments for i in a.addresses])
             self._wake.set()
 
-    def files(self, task: Task, hostname: str) -> dict[str, str]:
+    def files(self, task: Task, hostname: str, into: SandboxFiles | None = None) -> dict[str, str]:
         """The files that stand in the task's container, written anew; `attach` was called."""
         sandbox = self._sandboxes[task.id]
-        return self._names.files(task, sandbox.networks, hostname)
+        return self._names.files(task, sandbox.networks, hostname, sandbox.local, into)
 
     def host_ports(self, task: TaskID) -> tuple[PortConfig, ...]:
         sandbox = self._sandboxes.get(task)
         return sandbox.ports if sandbox else ()
 
+    def ports_in_use(self) -> list[tuple[str, int]]:
+        """Protocols and numbers of the ports that services publish here."""
+        published = [(item.protocol, item.port) for item in (self._view.publishes if self._view else ())]
+        return published + [(p.protocol, p.published_port) for s in self._sandboxes.values() for p in s.ports]
+
     def _has(self, networks: Iterable[NetworkID]) -> bool:
         if self._view is None or HOST not in self._applied:
             return False
         known = self._view.networks
-        return all(n in known and overlay_namespace(known[n].id) in self._applied for n in networks)
+        devices = {link.name for link in self._applied[HOST].links}
+
+        def is_there(network: NetworkID) -> bool:
+            if (local := self._local.known(network)) is not None:
+                return local.device in devices or not (local.is_bridge or local.own_parent)
+            return network in known and overlay_namespace(network) in self._applied
+
+        return all(is_there(network) for network in networks)
 
     async def _wire(self, task: TaskID) -> None:
         """Patient for a moment: a bridge it is to be plugged into may just be being repaired."""
@@ -456,7 +519,7 @@ class NodeNetwork:
             facts = self._facts or await self._look()
         except (HivemeshError, OSError) as error:
             return [f"host: {error}"]
-        plans = self._planner.forwarding(self._view, self._in_order(), facts)
+        plans = self._forwarding(self._view, facts)
         plans += [self._planner.sandbox(sandbox, facts, self._view.services) for sandbox in self._sandboxes.values()]
         found = []
         for plan in plans:
@@ -471,11 +534,17 @@ class NodeNetwork:
         return found + [f"{name}: nobody wants this namespace" for name in extra]
 
     async def dissolve(self) -> None:
-        """End the resolver and remove everything of ours from the kernel; `run` has ended."""
+        """End the resolver and remove everything of ours from the kernel; `run` has ended.
+
+        But for plain containers on networks of this node: whoever comes next puts right what they are left with.
+        """
         await self._names.dissolve()
+        kept = {sandbox_namespace(task) for task in self._local.owners}
         for name in await asyncio.to_thread(self._ours):
-            await asyncio.to_thread(self._kernel.remove, name)
-        await asyncio.to_thread(self._kernel.remove, HOST)
+            if name not in kept:
+                await asyncio.to_thread(self._kernel.remove, name)
+        if not self._local.in_kernel:
+            await asyncio.to_thread(self._kernel.remove, HOST)
 
 
 def _with_other_settings(plans: Iterable[NamespacePlan]) -> set[str]:

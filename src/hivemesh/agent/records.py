@@ -12,10 +12,11 @@ import msgspec
 
 from hivemesh.model.addr import Address
 from hivemesh.model.ids import NetworkID, TaskID
-from hivemesh.model.service import ContainerSpec, PortConfig
+from hivemesh.model.local import PublishedPort
+from hivemesh.model.service import ContainerSpec
 from hivemesh.model.task import Task
 from hivemesh.wire import codec
-from hivemesh.wire.control import AttachReply, Joining
+from hivemesh.wire.control import AttachReply, AttachRequest, Joining
 from hivemesh.wire.engine.containers import RestartRule
 
 log = logging.getLogger("hivemesh.attached")
@@ -28,6 +29,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     aliases: tuple[str, ...] = ()
     addresses: tuple[Address, ...] = ()  # that the user insists on
+    mac: str = ""  # likewise
+    priority: int = 0  # of the network as the way out
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +42,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = ""  # the network mode as the user wrote it
     members: tuple[Member, ...] = ()
     spec: ContainerSpec = ContainerSpec()  # hostname, extra hosts, DNS settings
-    ports: tuple[PortConfig, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    links: dict[str, TaskID] = {}  # other names for other containers, which only this one knows
+    shown_links: tuple[str, ...] = ()  # as the user wrote them: container:alias
     restart: RestartRule = RestartRule()
     remove: bool = False  # the engine removes it when it has ended (`--rm`)
     files: dict[str, str] = {}  # path inside, to the file of ours that stands there
@@ -48,17 +53,30 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     granted: Task | None = None  # what the managers gave, while it runs
 
 
+class LocalRequest(AttachRequest, frozen=True, kw_only=True):
+    """What is asked for a container, with what is no manager's business."""
+
+    published: tuple[PublishedPort, ...] = ()
+    links: dict[str, TaskID] = {}
+
+
 def joinings_of(record: Record) -> tuple[Joining, ...]:
     """By name: a network that was removed and made again is the same to its users."""
-    return tuple(Joining(network=m.name, aliases=m.aliases, addresses=m.addresses) for m in record.members)
+    return tuple(
+        Joining(network=m.name, aliases=m.aliases, addresses=m.addresses, mac=m.mac, priority=m.priority)
+        for m in record.members
+    )
 
 
 def members_of(reply: AttachReply, joinings: tuple[Joining, ...]) -> tuple[Member, ...]:
     """What managers made of `joinings`."""
     return tuple(
-        Member(id=NetworkID(config.target), name=name, aliases=config.aliases, addresses=joining.addresses)
+        Member(
+            id=NetworkID(config.target), name=name, aliases=config.aliases, addresses=joining.addresses,
+            mac=joining.mac, priority=joining.priority,
+        )
         for config, name, joining in zip(reply.task.spec.networks, reply.names, joinings, strict=True)
-    )
+    )  # fmt: skip
 
 
 def load(path: Path) -> dict[TaskID, Record]:

@@ -23,6 +23,7 @@ from hivemesh.agent.executor import Executor
 from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.identity import write_private
 from hivemesh.agent.leases import Leases
+from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames, Resolver
 from hivemesh.agent.network import Kernel, NodeNetwork
 from hivemesh.agent.secrets import TaskSecrets, is_confidential
@@ -76,6 +77,7 @@ class Worker:
         clock: Clock,
         balancer: Balancer = BASE,
         run_dir: Path = RUN_DIR,
+        local: LocalNetworks | None = None,
     ) -> None:
         self._port = port
         self._engine = engine
@@ -91,6 +93,7 @@ class Worker:
             leases=Leases(self._directory / "leases.json"),
             clock=clock,
             lost=self._lost,
+            local=local or LocalNetworks(data_dir / "local", clock),
         )
         self._view: View = {}
         self._parts: ViewParts | None = None
@@ -110,11 +113,6 @@ class Worker:
     def network(self) -> NodeNetwork:
         """The network of this node, for those beside tasks who need sandboxes."""
         return self._network
-
-    @property
-    def files(self) -> SandboxFiles:
-        """Where containers' own files lie, for those beside tasks."""
-        return self._files
 
     def assign(self, view: View, revision: int) -> None:
         """Take over a whole view. Returns at once."""

@@ -1,7 +1,7 @@
-"""Plain containers on networks of the swarm: calls that the engine cannot answer alone, on their way to it.
+"""Plain containers on networks of ours: calls that the engine cannot answer alone, on their way to it.
 
 What is done is `agent/attached.py`'s; what is said, `wire/engine/containers.py`'s. A container on none of our networks
-passes as if this module were not there.
+(modes `host`, `none`, `container:x`) passes as if this module were not there.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,10 +14,10 @@ from aiohttp import web
 from hivemesh.api import passthrough
 from hivemesh.api.errors import GRPC_CODE, ApiError, status_of
 from hivemesh.api.http import answer, body_of, local_of
-from hivemesh.model.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from hivemesh.model.ids import TaskID
 from hivemesh.wire import codec
-from hivemesh.wire.engine import containers, strict
+from hivemesh.wire.engine import containers, localnets, strict
 
 if TYPE_CHECKING:
     from hivemesh.agent.attached import AttachedContainers, Place
@@ -38,8 +38,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = strict.decode(data or b"{}")
     attached = local_of(request).attached
     names = containers.networks_of(body) if isinstance(body, dict) else ()
-    if attached is None or not names or not await _of_the_swarm(request, attached, names):
-        return await passthrough.forward(request, data)
+    if attached is None or not names:
+        return await passthrough.forward(request, _beside(attached, body, data))
+    await request.app[passthrough.ENGINE].socket(request)  # a node without one says so before anything else
+    await _check(request, attached, names)
     wish = containers.wish_of(body)
 
     async def make(place: "Place") -> web.Response:
@@ -51,47 +53,38 @@ async def create(request: web.Request) -> web.StreamResponse:
             place.name = str(seen["Name"]).strip("/")
         return made
 
-    with _attaching(names):
+    with _attaching(request, names):
         return await attached.create(wish, request.query.get("name", "").strip("/"), make)
 
 
-async def _of_the_swarm(request: web.Request, attached: "AttachedContainers", names: Sequence[str]) -> bool:
-    """Whether these are networks of the swarm, all of them; not one of them, and the engine has them all.
-
-    Raises `Invalid` for names that nobody knows: with 404, Docker's CLI takes the image for missing and pulls it.
-    """
+async def _check(request: web.Request, attached: "AttachedContainers", names: Sequence[str]) -> None:
+    """Raises `Invalid` for names that nobody knows: with 404, Docker's CLI takes the image for missing and pulls it."""
     try:
-        with _attaching(names):
+        with _attaching(request, names):
             await attached.check(names)
-        return True
-    except (NotFound, Unavailable) as error:
-        unknown = [name for name in names if not await _is_engines(request, name)]
-        if not unknown:
-            return False
-        if isinstance(error, Unavailable):
-            raise
-        if len(unknown) < len(names):
-            raise Unsupported(
-                f"a container cannot be on networks of the swarm ({', '.join(unknown)}) and on networks of the engine "
-                "at once: leave one kind out"
-            ) from error
+    except NotFound as error:
         raise Invalid(str(error)) from error
 
 
-async def _is_engines(request: web.Request, name: str) -> bool:
-    try:
-        await passthrough.ask(request, f"/networks/{quote(name, safe='')}")
-        return True
-    except NotFound:
-        return False
+def _beside(attached: "AttachedContainers | None", body: Any, data: bytes) -> bytes:
+    """`containers/create` of one that shares the network of another: if that is ours, its names too."""
+    host = strict.pick(body, "HostConfig") if isinstance(body, dict) else None
+    mode = str(strict.pick(host, "NetworkMode") or "") if isinstance(host, dict) else ""
+    kind, _, ref = mode.partition(":")
+    record = attached.named(ref) if attached is not None and kind == "container" and ref else None
+    return data if record is None else codec.to_json(containers.with_files(body, record.files))
 
 
 @contextmanager
-def _attaching(names: Sequence[str]) -> Iterator[None]:
-    """Refusals of managers in the words Docker has for them."""
+def _attaching(request: web.Request, names: Sequence[str]) -> Iterator[None]:
+    """Refusals of managers in the words Docker has for them; those of networks of this node have theirs already."""
+    local = local_of(request).local_networks
+    names = [name for name in names if not local.has(name)]
     try:
         yield
     except (Forbidden, Invalid, Conflict) as error:
+        if not names:
+            raise
         text = str(error)
         name = next((name for name in names if name in text), names[0])
         code = next(GRPC_CODE[kind] for kind in type(error).__mro__ if kind in GRPC_CODE)
@@ -115,7 +108,7 @@ async def attach(request: web.Request) -> web.StreamResponse:
     if found is None:
         return await passthrough.forward(request)
     attached, owner, _ = found
-    with _attaching([member.name for member in attached.shown(owner).networks] or ["none"]):
+    with _attaching(request, [member.name for member in attached.shown(owner).networks]):
         async with attached.looked_into(owner):
             return await passthrough.forward(request)
 
@@ -172,7 +165,7 @@ async def _with_ours(request: web.Request, verb: Verb) -> web.StreamResponse:
             await _explain(request)
         return done
     attached, owner, _ = found
-    with _attaching([member.name for member in attached.shown(owner).networks] or ["none"]):
+    with _attaching(request, [member.name for member in attached.shown(owner).networks]):
         return await verb(attached, owner, lambda: passthrough.exchange(request))
 
 
@@ -204,21 +197,29 @@ async def connect(request: web.Request) -> web.StreamResponse:
     network, body = request.match_info["ref"], await body_of(request)
     container, config = str(strict.pick(body, "Container") or ""), strict.pick(body, "EndpointConfig")
     attached = local_of(request).attached
-    if attached is None or not await _of_the_swarm(request, attached, [network]):
-        return await passthrough.forward(request, await request.read())
+    if attached is None:
+        raise NotFound(f"network {network} not found")
+    _refuse_builtin(network)
+    with _attaching(request, [network]):
+        await attached.check([network])
     found = await _find(request, container)
     if found is None:
-        await passthrough.ask(request, f"/containers/{quote(container, safe='')}/json")  # it may not be there at all
-        raise Unsupported(
-            f"container {container} was made on the engine's own network and cannot be connected to a network of the "
-            f"swarm: make it anew with --network {network}"
+        value = await passthrough.ask(request, f"/containers/{quote(container, safe='')}/json")  # is it there at all?
+        mode = str((value.get("HostConfig") or {}).get("NetworkMode") or "none")
+        if mode == "none":
+            raise Invalid(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+            )
+        raise Invalid(
+            "container sharing network namespace with another container or host cannot be connected to any other "
+            f"network (its network mode is {mode}): make it anew with --network {network}"
         )
     attached, owner, _ = found
     joining = containers.joining(network, config)
     if attached.is_member(owner, network):
         name = str(found[2]["Name"]).strip("/")
         raise Forbidden(f"endpoint with name {name} already exists in network {network}")
-    with _attaching([network]):
+    with _attaching(request, [network]):
         await attached.connect(owner, joining)
     return web.Response(status=200)
 
@@ -226,12 +227,20 @@ async def connect(request: web.Request) -> web.StreamResponse:
 @routes.post("/networks/{ref}/disconnect")
 async def disconnect(request: web.Request) -> web.StreamResponse:
     network, body = request.match_info["ref"], await body_of(request)
-    found = await _find(request, str(strict.pick(body, "Container") or ""))
+    container = str(strict.pick(body, "Container") or "")
+    _refuse_builtin(network)
+    found = await _find(request, container)
     if found is None:
-        return await passthrough.forward(request, await request.read())
+        value = await passthrough.ask(request, f"/containers/{quote(container, safe='')}/json")
+        raise ApiError(500, f"container {value['Id']} is not connected to the network {network}")
     attached, owner, _ = found
     await attached.disconnect(owner, network)
     return web.Response(status=200)
+
+
+def _refuse_builtin(network: str) -> None:
+    if network in localnets.BUILTIN:
+        raise Invalid(f"container cannot be connected to or disconnected from the {network} network: make it anew")
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from hivemesh.api import passthrough
-from hivemesh.api.http import Filters, any_of, filters_of, labels_match, local_of
+from hivemesh.api.http import LOCAL, Filters, any_of, filters_of, labels_match, local_of
 from hivemesh.model.errors import HivemeshError, Invalid
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
@@ -84,12 +84,16 @@ def describe(
     return action, {"ID": identifier, "Attributes": attributes}
 
 
-def message(kind: str, action: str, actor: Message, stamp: float) -> Message:
+class _Engines(dict[str, Any]):
+    """The engine's own, which has passed the filters there."""
+
+
+def message(kind: str, action: str, actor: Message, stamp: float, scope: str = "swarm") -> Message:
     return {
         "Type": kind,
         "Action": action,
         "Actor": actor,
-        "scope": "swarm",
+        "scope": scope,
         "time": int(stamp),
         "timeNano": int(stamp * 1e9),
     }
@@ -103,6 +107,11 @@ class Hub:
         self._seen: dict[str, Watched] = {}
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
         self._readers: set[asyncio.Queue[Message | None]] = set()
+
+    def tell_local(self, action: str, network: str, attributes: dict[str, str]) -> None:
+        """Something happened to a network of this node."""
+        actor = {"ID": network, "Attributes": attributes}
+        self._publish(message("network", action, actor, time.time(), "local"))
 
     def follow(self, manager: "Manager | None") -> None:
         """Watch this manager's commits from now on; called with each request, acts once per manager."""
@@ -158,6 +167,11 @@ HUB = web.AppKey("hub", Hub)
 def setup(app: web.Application) -> None:
     app[HUB] = Hub()
 
+    async def listen(app: web.Application) -> None:
+        app[LOCAL].local_networks.on_event(app[HUB].tell_local)
+
+    app.on_startup.append(listen)
+
 
 def _moment(request: web.Request, name: str) -> float | None:
     text = request.query.get(name, "")
@@ -178,7 +192,7 @@ def matches(event: Message, filters: Filters) -> bool:
             continue
         if kind != event["Type"]:
             return False
-        if not any_of(filters, kind, lambda v: actor["ID"].startswith(v) or attributes["name"].startswith(v)):
+        if not any_of(filters, kind, lambda v: actor["ID"].startswith(v) or attributes.get("name", "").startswith(v)):
             return False
     return (
         any_of(filters, "type", event["Type"].__eq__)
@@ -204,7 +218,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         feed = asyncio.create_task(_feed(request, filters, queue, until, now), name="events")
         try:
             while (fresh := await queue.get()) is not None:
-                if fresh.get("scope") == "local" or matches(fresh, filters):
+                if isinstance(fresh, _Engines) or matches(fresh, filters):
                     await _send(response, fresh)
         finally:
             feed.cancel()
@@ -260,7 +274,7 @@ async def _from_engine(
             async for event in _messages(content):
                 late = until is not None and event.get("timeNano", 0) > until * 1e9
                 if not late and (not types or event.get("Type") in types):
-                    await queue.put({"scope": "local", **event})
+                    await queue.put(_Engines({"scope": "local"} | event))
     except (HivemeshError, OSError) as error:
         log.info("events without the engine's: %s", error)
 

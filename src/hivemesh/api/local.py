@@ -12,6 +12,7 @@ from hivemesh.wire.insight import Insight, Insights
 
 if TYPE_CHECKING:
     from hivemesh.agent.attached import AttachedContainers
+    from hivemesh.agent.local import LocalNetworks
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
 
 LocalState = Literal["inactive", "pending", "active", "error"]
@@ -66,7 +67,12 @@ class LocalNode(Protocol):
 
     @property
     def attached(self) -> "AttachedContainers | None":
-        """The plain containers of this node on networks of the swarm; None outside a swarm."""
+        """The plain containers of this node on networks of ours; None while they cannot be looked after."""
+        ...
+
+    @property
+    def local_networks(self) -> "LocalNetworks":
+        """The networks of this node alone."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""`/networks`: the swarm's overlay networks and, beside them, the engine's local ones."""
+"""`/networks`: the swarm's overlay networks and, beside them, those of this node."""
 
 import logging
 from collections.abc import Collection
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from hivemesh.api import passthrough
 from hivemesh.api.errors import control_plane
 from hivemesh.api.http import (
     Filters,
@@ -22,11 +21,13 @@ from hivemesh.api.http import (
 )
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.local import PREDEFINED, LocalNetwork
 from hivemesh.model.network import Network
-from hivemesh.wire.engine import objects, requests, strict
+from hivemesh.wire.engine import localnets, objects, requests
 from hivemesh.wire.insight import Insight
 
 if TYPE_CHECKING:
+    from hivemesh.agent.local import LocalNetworks
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
 
 log = logging.getLogger("hivemesh.api")
@@ -34,34 +35,35 @@ routes = web.RouteTableDef()
 
 FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 PRUNE_FILTERS = ("label", "label!", "until")
-BUILTIN = ("bridge", "host", "none", "podman")
 
 
 @routes.get("/networks")
 async def list_networks(request: web.Request) -> web.Response:
-    """Those of the swarm on every node, workers too; and the engine's."""
+    """Those of the swarm on every node, workers too; and those of this node."""
     filters = filters_of(request, FILTERS)
     insights = (await local_of(request).networks()).networks
+    local = local_of(request).local_networks
     found = [objects.network(about) for about in insights]
-    if "local" in filters.get("scope", ["local"]):
-        known = {network["Id"] for network in found}
-        found += [network for network in await _engine_networks(request) if network.get("Id") not in known]
+    found += [localnets.local_network(network, _endpoints(local, network)) for network in local.all]
+    found += [localnets.builtin(name, driver) for name, driver in localnets.BUILTIN.items()]
     used = {about.network.id for about in insights if about.services or about.hosts}
-    return answer([network for network in found if _matches(network, filters, used)])
+    shown = [network for network in found if _matches(network, filters, used)]
+    return answer([network | {"Containers": {}} for network in shown])
 
 
-async def _engine_networks(request: web.Request) -> list[dict[str, Any]]:
-    try:
-        value = await passthrough.ask(request, "/networks")
-    except (HivemeshError, OSError) as error:
-        log.info("listing networks without the engine's: %s", error)
-        return []
-    return value if isinstance(value, list) else []
+def _endpoints(local: "LocalNetworks", network: LocalNetwork) -> list[localnets.Endpoint]:
+    return [
+        localnets.Endpoint(
+            container=task.status.container_id or task.id, name=task.container, endpoint=attachment.endpoint_id,
+            mac=attachment.mac, addresses=attachment.addresses,
+        )
+        for task, attachment in local.members(network.id)
+    ]  # fmt: skip
 
 
 def _matches(network: dict[str, Any], filters: Filters, used: Collection[str]) -> bool:
     name, identifier = str(network.get("Name", "")), str(network.get("Id", ""))
-    kind = "builtin" if name in BUILTIN or network.get("Ingress") else "custom"
+    kind = "builtin" if name in PREDEFINED or network.get("Ingress") else "custom"
     dangling = kind == "custom" and identifier not in used and not network.get("Containers")
     return (
         pattern_match(filters, "name", name)
@@ -81,20 +83,34 @@ async def inspect(request: web.Request) -> web.StreamResponse:
     if scope not in ("", "swarm", "local", "global"):
         raise Invalid(f"invalid scope {scope!r}: use swarm, local or global")
     local = local_of(request)
+    here = _look_here(local, ref) if scope in ("", "local") else None
+    if here is not None and here["Id"] == ref:
+        return answer(here)
     about = await _look(local, ref) if scope in ("", "swarm") else None
+    if about is None and here is not None:
+        return answer(here)
     if about is None:
-        if scope == "swarm":
-            raise NotFound(f"network {ref} not found")
-        try:
-            return answer(await passthrough.ask(request, f"/networks/{ref}"))
-        except (NotFound, Unsupported):
-            raise NotFound(f"network {ref} not found") from None
+        raise NotFound(f"network {ref} not found")
+    if here is not None and ref in (here["Name"], about.network.spec.name):
+        raise Invalid(f"network {ref} is ambiguous (2 matches found on scopes)")
     value = objects.network(about)
     value["Containers"] = objects.network_containers(about, local.node_id)
     value["Status"] = objects.network_status(about)
     if flag(request, "verbose"):
         value["Services"] = objects.network_services(about)
     return answer(value)
+
+
+def _look_here(local: LocalNode, ref: str) -> dict[str, Any] | None:
+    """A network of this node; None when there is none of that name. Raises `Invalid` (ambiguous)."""
+    for name, driver in localnets.BUILTIN.items():
+        if ref in (name, identifier := localnets.builtin_id(name)) or (len(ref) > 11 and identifier.startswith(ref)):
+            return localnets.builtin(name, driver)
+    try:
+        network = local.local_networks.find(ref)
+    except NotFound:
+        return None
+    return localnets.local_network(network, _endpoints(local.local_networks, network))
 
 
 async def _look(local: LocalNode, ref: str) -> Insight | None:
@@ -118,28 +134,34 @@ def _find(manager: "Manager | None", ref: str) -> Network | None:
 @routes.post("/networks/create")
 async def create(request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
-    manager = local_of(request).manager
+    local = local_of(request)
     if requests.network_driver(body) != requests.OVERLAY:
-        name = str(strict.pick(body, "Name") or "")
-        if manager and any(network.spec.name == name for network in manager.tables.view.all(Network)):
-            raise Conflict(f"network with name {name} already exists")
-        return await passthrough.forward(request, await request.read())
+        wanted = localnets.local_spec(body)
+        insights = (await local.networks()).networks
+        if any(about.network.spec.name == wanted.name for about in insights):
+            raise Conflict(f"network with name {wanted.name} already exists")
+        return answer({"Id": local.local_networks.create(wanted).id, "Warning": ""}, 201)
     spec = requests.network_spec(body)
+    if local.manager is not None and any(network.name == spec.name for network in local.local_networks.known_all):
+        raise Conflict(f"network with name {spec.name} already exists")
     network = await manager_of(request).create_network(spec)
     return answer({"Id": network.id, "Warning": ""}, 201)
 
 
 @routes.delete("/networks/{ref}")
 async def remove(request: web.Request) -> web.StreamResponse:
-    ref, manager = request.match_info["ref"], local_of(request).manager
+    local, ref = local_of(request), request.match_info["ref"]
+    manager, here = local.manager, _look_here(local, ref)
     network = _find(manager, ref)
-    if manager is None and await _look(local_of(request), ref) is not None:
+    if here is not None and (here["Id"] == ref or network is None):
+        local.local_networks.remove(here["Name"])
+        return web.Response(status=204)
+    if here is not None:
+        raise Invalid(f"network {ref} is ambiguous (2 matches found on scopes)")
+    if manager is None and await _look(local, ref) is not None:
         manager_of(request)  # managers remove networks, and this node is none: says so
     if network is None or manager is None:
-        try:
-            return await passthrough.forward(request)
-        except (Unsupported, Unavailable):
-            raise NotFound(f"network {ref} not found") from None
+        raise NotFound(f"network {ref} not found")
     with control_plane():
         await manager.remove_network(network.id)
     return web.Response(status=204)
@@ -147,12 +169,12 @@ async def remove(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/networks/prune")
 async def prune(request: web.Request) -> web.Response:
-    """Unused networks of the swarm. The engine's own are left to its own tools, which know what uses them."""
+    """Networks that nobody uses: those of this node, and on managers those of the swarm."""
     filters = filters_of(request, PRUNE_FILTERS)
     if "until" in filters:
         raise Unsupported("the filter until is not supported for networks: remove them by name")
     manager = local_of(request).manager
-    deleted: list[str] = []
+    deleted = _prune_here(local_of(request), filters)
     if manager is not None:
         used = {about.network.id for about in manager.insights().networks if about.services}
         for network in list(manager.tables.view.all(Network)):
@@ -167,3 +189,19 @@ async def prune(request: web.Request) -> web.Response:
             else:
                 deleted.append(network.spec.name)
     return answer({"NetworksDeleted": deleted})
+
+
+def _prune_here(local: LocalNode, filters: Filters) -> list[str]:
+    """What no container is on, running or not."""
+    used = local.attached.networks if local.attached is not None else frozenset()
+    deleted = []
+    for network in local.local_networks.known_all:
+        labels = network.spec.labels
+        kept = "label!" in filters and labels_match(filters, labels, "label!")
+        if network.id in used or network.is_default or network.spec.config_only:
+            continue
+        if not kept and labels_match(filters, labels):
+            local.local_networks.remove(network.id)
+            deleted.append(network.name)
+    local.local_networks.pruned(len(deleted))
+    return deleted

@@ -5,14 +5,28 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
+from hivemesh.dns.names import names_of
 from hivemesh.ipam.leases import Leases
 from hivemesh.ipam.pools import first_overlap, overlapping
-from hivemesh.model.addr import MAC, Address, Interface, Prefix, first_v4, mac_from, mac_of, parse_address, parse_prefix
+from hivemesh.model.addr import (
+    MAC,
+    Address,
+    Interface,
+    Prefix,
+    address_of,
+    first_v4,
+    mac_from,
+    mac_of,
+    parse_address,
+    parse_prefix,
+)
 from hivemesh.model.errors import Exhausted, Forbidden, HivemeshError, Invalid, Unsupported
-from hivemesh.model.ids import EndpointID, NetworkID
+from hivemesh.model.ids import EndpointID, NetworkID, short
 from hivemesh.model.local import PREDEFINED, LocalIPAMConfig, LocalNetwork, LocalSpec, MacvlanMode
 from hivemesh.model.network import MTU_OPTION, Subnet
-from hivemesh.model.task import Attachment
+from hivemesh.model.task import Attachment, Task
+from hivemesh.wire.control import EndpointItem
+from hivemesh.wire.resolver import Names
 
 BRIDGE = "com.docker.network.bridge."
 NAME, ICC, MASQUERADE, BINDING = (
@@ -46,11 +60,11 @@ def grant(spec: LocalSpec, identifier: NetworkID, now: float, around: Around) ->
 
     Raises `Invalid`, `Unsupported` (by the name of what cannot be), `Forbidden` or `Exhausted`.
     """
-    _check_options(spec)
     network = LocalNetwork(id=identifier, spec=spec, created=now)
-    if spec.config_only:
+    if spec.config_only:  # its options are those of whatever driver will use them
         _parse_ipam(spec)
         return network
+    _check_options(spec)
     subnets, reserved = _subnets(spec, identifier, around)
     options = spec.options
     mtu = _mtu(options.get(MTU_OPTION, ""), spec)
@@ -304,6 +318,56 @@ def attachment(
         mac=MAC(mac) if mac else mac_of(first) if first is not None else mac_from(endpoint),
         priority=priority,
     )
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def names_on(networks: Iterable[LocalNetwork], tasks: Collection[Task]) -> dict[NetworkID, Names]:
+    """What each network answers, and for each container with links what it alone is answered.
+
+    The default bridge has no names (Docker).
+    """
+    found = {}
+    for network in networks:
+        if not network.is_default and not network.spec.config_only:
+            members = [(task, a) for task in tasks for a in task.attachments if a.network_id == network.id]
+            found[network.id] = names_of(network, (), [_endpoint(task, a) for task, a in members])
+    by_owner = {task.id: task for task in tasks}
+    for task in tasks:
+        if task.local.links:
+            addresses = {
+                alias.lower(): of for alias, owner in task.local.links.items()
+                if (of := _beside(task, by_owner.get(owner)))
+            }  # fmt: skip
+            found[links_of(task)] = Names(network=links_of(task), name="", addresses=addresses, reverse={})
+    return found
+
+
+def links_of(task: Task) -> NetworkID:
+    """The table of names that only this container knows."""
+    return NetworkID(f"links of {task.id}")
+
+
+def _endpoint(task: Task, attachment: Attachment) -> EndpointItem:
+    aliases = next((c.aliases for c in task.spec.networks if c.target == attachment.network_id), ())
+    names = (task.container, short(task.status.container_id), task.spec.container_spec.hostname, *aliases)
+    return EndpointItem(
+        network=attachment.network_id,
+        endpoint=attachment.endpoint_id,
+        names=tuple(dict.fromkeys(name for name in names if name)),
+        addresses=tuple(map(address_of, attachment.addresses)),
+    )
+
+
+def _beside(task: Task, other: Task | None) -> tuple[Address, ...]:
+    """The addresses of `other` on networks that both are on."""
+    mine = {attachment.network_id for attachment in task.attachments}
+    found = [a for a in other.attachments if a.network_id in mine] if other is not None else []
+    return tuple(address_of(interface) for attachment in found for interface in attachment.addresses)
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def parse_mac(text: str) -> str:

@@ -12,10 +12,14 @@ from hivemesh.agent import identity as identities
 from hivemesh.agent import inquiry
 from hivemesh.agent import join as membership
 from hivemesh.agent.advertise import choose_address, listen_address
-from hivemesh.agent.attached import AttachedContainers
+from hivemesh.agent.attached import AttachedContainers, leave_swarm
 from hivemesh.agent.facts import describe, local_addresses, local_routes
+from hivemesh.agent.files import SandboxFiles
+from hivemesh.agent.grants import Grants
 from hivemesh.agent.identity import Facts, Identity
+from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.logs import LogSender
+from hivemesh.agent.plain import PlainNode
 from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.session import Session
 from hivemesh.agent.worker import Worker
@@ -78,6 +82,9 @@ class Daemon:
         self._session: Session | None = None
         self._worker: Worker | None = None
         self._attached: AttachedContainers | None = None
+        self._local = LocalNetworks(config.data_dir / "local", clock)
+        self._plain: PlainNode | None = None  # outside a swarm
+        self._plain_running: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._error = ""
@@ -98,10 +105,13 @@ class Daemon:
         self._identity = identities.load(self._config.data_dir)
         if self._identity is not None:
             self._start()
+        else:
+            self._start_plain()
         try:
             await ApiServer(self, self._config.socket).run(ready)
         finally:
             await self._stop()
+            await self._stop_plain()
             await self._engine.close()
             await self._service.close()
 
@@ -152,7 +162,11 @@ class Daemon:
 
     @property
     def attached(self) -> AttachedContainers | None:
-        return self._attached
+        return self._plain.attached if self._plain is not None else self._attached
+
+    @property
+    def local_networks(self) -> LocalNetworks:
+        return self._local
 
     @property
     def data_dir(self) -> Path:
@@ -183,6 +197,8 @@ class Daemon:
         return await inquiry.network(self._identity, self._session.view if self._session else {}, ref)
 
     async def drift(self) -> list[str]:
+        if self._plain is not None:
+            return await self._plain.network.differences()
         return await self._worker.equal_to_plan() if self._worker else []
 
     # --- joining and leaving ------------------------------------------------------------------------------------
@@ -227,10 +243,12 @@ class Daemon:
             await self._stop()
             if worker is not None:
                 await worker.dissolve()
+            leave_swarm(self._local_dir, self._local)
             identities.forget(self.data_dir)
             shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
             self._identity = self._worker = None
             self._error = ""
+            self._start_plain()
 
     async def _require_outside(self) -> None:
         if self._identity is not None:
@@ -299,6 +317,7 @@ class Daemon:
 
     async def _settle(self, identity: Identity) -> NodeID:
         """Start the swarm's side and wait until it works. When a new manager cannot start, the swarm is undone."""
+        await self._stop_plain()
         self._identity = identity
         self._start()
         try:
@@ -310,6 +329,7 @@ class Daemon:
             identities.forget(self.data_dir)
             shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
             self._identity, self._error = None, ""
+            self._start_plain()
             raise
         return identity.facts.node_id
 
@@ -337,6 +357,42 @@ class Daemon:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
         self._running = self._role = self._session = self._attached = None
+
+    # --- outside a swarm ------------------------------------------------------------------------------------------
+
+    @property
+    def _local_dir(self) -> Path:
+        return self.data_dir / "local"
+
+    def _start_plain(self) -> None:
+        self._plain = self._build_plain()
+        self._plain_running = asyncio.create_task(self._keep_plain(), name="plain node")
+
+    async def _stop_plain(self) -> None:
+        if self._plain_running is not None:
+            self._plain_running.cancel()
+            await asyncio.gather(self._plain_running, return_exceptions=True)
+        self._plain = self._plain_running = None
+
+    def _build_plain(self) -> PlainNode:
+        return PlainNode(
+            engine=self._engine,
+            applier=Applier(),
+            resolver=Resolver(self._config.run_dir / "resolver.sock", clock=self.clock),
+            directory=self._local_dir,
+            clock=self.clock,
+            local=self._local,
+        )
+
+    async def _keep_plain(self) -> None:
+        while True:
+            assert self._plain is not None
+            try:
+                await self._plain.run()
+            except Exception as error:
+                log.error("the networks of this node failed: %s", _leaves(error), exc_info=error)
+            await self.clock.sleep(RESTART_DELAY)
+            self._plain = self._build_plain()
 
     async def _keep_running(self) -> None:
         while True:
@@ -380,14 +436,17 @@ class Daemon:
                 clock=self.clock,
                 balancer=self._config.balancer,
                 run_dir=self._config.run_dir,
+                local=self._local,
             )
+            managers = membership.Managers(lambda: session.identity)
             attached = AttachedContainers(
                 sandboxes=worker.network,
-                files=worker.files,
-                managers=membership.Managers(lambda: session.identity),
+                files=SandboxFiles(self._local_dir / "files"),
+                managers=Grants(self._local, managers, worker.network.ports_in_use),
                 engine=self._engine,
-                directory=self.data_dir / "agent",
+                directory=self._local_dir,
                 clock=self.clock,
+                local=self._local,
             )
             self._session, self._worker, self._attached = session, worker, attached
             working = tasks.create_task(worker.run(), name="worker")

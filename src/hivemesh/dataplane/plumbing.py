@@ -13,7 +13,7 @@ from hivemesh.wire.netlink import Message
 from hivemesh.wire.rtnetlink import (
     LinkSeen,
     add_bridge,
-    add_dummy,
+    add_link,
     add_macvlan,
     add_veth,
     add_vxlan,
@@ -77,7 +77,7 @@ class Plumber:
         elif isinstance(link, Macvlan):
             failures = self._create_macvlan(door, link, outer)
         elif isinstance(link, Dummy):
-            failures = _send(door, [add_dummy(link.name, link.mtu)])
+            failures = _send(door, [add_link(link.name, "dummy", link.mtu)])
         else:
             failures = self._create_veth(door, link, outer)
         made = None if failures else door.link(link.name)

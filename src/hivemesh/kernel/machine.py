@@ -9,8 +9,10 @@ from pathlib import Path
 from hivemesh.kernel import rtnl
 from hivemesh.kernel.api import HOST
 from hivemesh.model.addr import Interface, Prefix
+from hivemesh.wire.rtnetlink import add_link, delete_link
 
 _LEARNT = 0x40000  # RTF_ADDRCONF, linux/ipv6_route.h: from a router advertisement
+PROBE = "hm-probe"
 _IN_USE = 0x1  # RTF_UP, linux/route.h
 
 
@@ -61,6 +63,17 @@ def learning_links(
 def needs_bridge_filter(root: Path = Path("/")) -> bool:
     """Kubernetes runs here: its services need bridged packets to pass iptables (br_netfilter)."""
     return any((root / path).is_dir() for path in ("etc/kubernetes", "var/lib/kubelet", "var/lib/rancher"))
+
+
+def has_link_kind(kind: str) -> bool:
+    """Whether this kernel makes links of that kind: one is made, and removed. Needs privileges."""
+    door = rtnl.door(HOST)
+    if door.apply([add_link(PROBE, kind)]):
+        return False
+    made = door.link(PROBE)
+    if made is not None:
+        door.apply([delete_link(made.index, PROBE)])
+    return True
 
 
 def _lines(path: Path) -> list[str]:

@@ -88,11 +88,14 @@ class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishedPort(msgspec.Struct, frozen=True, kw_only=True):
-    """A port of a plain container that is reached at its node. `port` 0 asks for any; no `address` means all."""
+    """A port of a plain container that is reached at its node. `port` 0 asks for any, `last` for any from `port` up to
+    that; no `address` means all.
+    """
 
     protocol: Literal["tcp", "udp", "sctp"] = "tcp"
     target: int
     port: int = 0
+    last: int = 0
     address: Address | None = None
 
 

@@ -204,6 +204,7 @@ class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     heartbeat: float  # seconds
     managers: tuple[str, ...]  # host:port of all managers
     labels: dict[str, str] = {}  # of the node's spec
+    role: str = ""  # what the node's certificate should say; empty: as it does
 
 
 class Snapshot(Frame, frozen=True, kw_only=True, tag="snapshot"):
@@ -232,12 +233,14 @@ class LogsWanted(Frame, frozen=True, kw_only=True, tag="logs"):
     follow: bool
     since: float  # unix seconds
     tail: int  # lines per task; -1: all
+    manager: str = ""  # host:port of who wants them, if not the one that says so
 
 
 class LogsUnwanted(Frame, frozen=True, kw_only=True, tag="no-logs"):
     """Nobody reads these logs any more."""
 
     id: str
+    manager: str = ""
 
 
 FromManager = Welcome | Snapshot | Delta | LogsWanted | LogsUnwanted
@@ -249,6 +252,8 @@ CLOSE_REMOVED = 4403  # the node is no member of the swarm any more
 CLOSE_SILENT = 4408  # no frame for three heartbeats
 CLOSE_REPLACED = 4409  # a newer session of the same node took over
 CLOSE_CONFLICT = 4410  # another connected node has the same data path address
+LEADER_HEADER = "Hivemesh-Leader"
+"""Carries host:port of the leader when another manager refuses a session: sessions are the leader's (status 421)."""
 MAX_FRAME = 16 * 1024 * 1024
 """Bytes of the largest frame either side accepts: a snapshot of some 50,000 peers."""
 REFUSAL_HEADER = "Hivemesh-Refusal"
@@ -282,15 +287,51 @@ class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
     role: str
 
 
+# --- among managers (HTTPS, with a manager's certificate) ----------------------------------------------------------
+
+
+class ManagerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/manager`: the calling node, which has the role, begins to act as a manager. Repeatable."""
+
+    addr: str  # host:port of its cluster port
+    outside: str = ""  # the --store it was started with
+
+
+class ManagerReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`members` are the store's servers, by name, with the URL each is reached at by the others; the caller is one.
+
+    With a store that is not ours to run there are none.
+    """
+
+    seal_key: bytes
+    members: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"ManagerReply(members={self.members!r})"
+
+
+class TellRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/tell`: pass a frame on to a node's session, which the leader has. Answered 204, or 404."""
+
+    node: NodeID
+    frame: LogsWanted | LogsUnwanted
+
+
 # --- containers that are no task's (HTTPS, any member for itself) --------------------------------------------------
 
 
 class Joining(msgspec.Struct, frozen=True, kw_only=True):
-    """A network a container wants to be on: its id, name or the beginning of its id; addresses only if it insists."""
+    """A network a container wants to be on: its id, name or the beginning of its id; addresses only if it insists.
+
+    A MAC and a priority as the way out are for networks of one node.
+    """
 
     network: str
     aliases: tuple[str, ...] = ()
     addresses: tuple[Address, ...] = ()  # at most one per family
+    mac: str = ""
+    priority: int = 0
 
 
 class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):

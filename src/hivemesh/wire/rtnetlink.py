@@ -196,8 +196,10 @@ def add_macvlan(name: str, *, parent: int, mode: str, mtu: int, mac: MAC, namesp
     return Message("add_link", name, NEWLINK, CREATE | EXCLUSIVE, body + u32(28, namespace) + info)
 
 
-def add_dummy(name: str, mtu: int) -> Message:
-    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(3, name) + u32(4, mtu) + nested(18, text(1, "dummy"))
+def add_link(name: str, kind: str, mtu: int = 0) -> Message:
+    """Of a kind that needs no more than a name; up."""
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(3, name) + (u32(4, mtu) if mtu else b"")
+    body += nested(18, text(1, kind))
     return Message("add_link", name, NEWLINK, CREATE | EXCLUSIVE, body)
 
 

@@ -14,13 +14,14 @@ from hivemesh.agent import container as timing
 from hivemesh.agent import records
 from hivemesh.agent.attached import AttachedContainers, Place
 from hivemesh.agent.files import SandboxFiles
+from hivemesh.agent.local import LocalNetworks
 from hivemesh.clock import SystemClock
 from hivemesh.engine.api import ContainerInfo, EngineError
 from hivemesh.kernel import netns
 from hivemesh.model.addr import MAC
 from hivemesh.model.errors import Forbidden, HivemeshError, NotFound, Unavailable
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
-from hivemesh.model.service import ContainerSpec, NetworkAttachmentConfig, PortConfig, TaskSpec
+from hivemesh.model.service import ContainerSpec, NetworkAttachmentConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 from hivemesh.wire.control import AttachReply, AttachRequest, Joining, TaskItem
 from hivemesh.wire.engine.containers import LABEL, RestartRule, Wish
@@ -49,6 +50,7 @@ class Node:
             engine=_Engine(self),  # type: ignore[arg-type]  # only what is used here
             directory=self.directory,
             clock=SystemClock(),
+            local=LocalNetworks(self.directory, SystemClock()),
         )
         return self.attached
 
@@ -136,11 +138,8 @@ class _Wires:
     async def detach(self, task: TaskID) -> None:
         self.node.wired.pop(task, None)
 
-    def files(self, task: Task, hostname: str) -> dict[str, str]:
+    def files(self, task: Task, hostname: str, into: SandboxFiles | None = None) -> dict[str, str]:
         return {}
-
-    def host_ports(self, task: TaskID) -> tuple[PortConfig, ...]:
-        return ()
 
 
 class _Engine:

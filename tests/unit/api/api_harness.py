@@ -15,6 +15,7 @@ import msgspec
 
 from hivemesh import pki
 from hivemesh.agent.attached import AttachedContainers
+from hivemesh.agent.local import LocalNetworks
 from hivemesh.api.local import LocalState, RemoteManager
 from hivemesh.api.server import ApiServer
 from hivemesh.client import Client
@@ -54,6 +55,10 @@ class Machine:
     running: list[asyncio.Task[None]] = field(default_factory=list)
     store: SqliteStore | None = None
     told: tuple[Insight, ...] = ()  # what a worker hears of networks
+    local_networks: LocalNetworks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.local_networks = LocalNetworks(self.data_dir / "local", self.clock)
 
     async def init(self, request: SwarmInit) -> NodeID:
         authority = pki.Authority.create(self.clock.now())

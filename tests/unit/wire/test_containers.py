@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hivemesh.model.errors import HivemeshError, Invalid, Unsupported
-from hivemesh.model.service import ContainerSpec, DNSConfig, PortConfig
+from hivemesh.model.local import PublishedPort
+from hivemesh.model.service import ContainerSpec, DNSConfig
 from hivemesh.wire.control import Joining
 from hivemesh.wire.engine import containers
 from hivemesh.wire.engine.containers import Membership, RestartRule, Shown
@@ -53,39 +54,78 @@ def test_everything_a_client_says_of_the_network_is_read() -> None:
         hosts=("1.2.3.4 a", "fd00::1 b"),
         dns_config=DNSConfig(nameservers=("192.0.2.53",), search=("x.y",)),
     )
-    assert {(port.protocol, port.target_port, port.published_port) for port in wish.ports} == {
-        ("tcp", 80, 8080),
-        ("tcp", 80, 0),
-        ("udp", 90, 0),
-    }
-    assert {port.publish_mode for port in wish.ports} == {"host"}
+    assert wish.ports == (
+        PublishedPort(target=80, port=8080),
+        PublishedPort(target=80, address=ip_address("0.0.0.0")),
+        PublishedPort(protocol="udp", target=90),
+    )
     assert wish.restart == RestartRule(name="on-failure", retries=3)
 
 
-@pytest.mark.parametrize("mode", ["", "default", "bridge", "host", "none", "container:c1", "ns:/run/netns/x"])
+@pytest.mark.parametrize("mode", ["host", "none", "container:c1", "ns:/run/netns/x"])
 def test_engines_own_modes_name_no_network(mode: str) -> None:
     assert containers.networks_of({"HostConfig": {"NetworkMode": mode}}) == ()
+
+
+@pytest.mark.parametrize("mode", ["", "default", "bridge"])
+def test_container_that_names_no_network_is_on_the_default_bridge(mode: str) -> None:
+    assert containers.networks_of({"HostConfig": {"NetworkMode": mode}}) == ("bridge",)
+    assert containers.networks_of({"NetworkDisabled": True, "HostConfig": {"NetworkMode": mode}}) == ()
+
+
+def test_what_is_said_of_the_unnamed_network_is_said_of_the_default_bridge() -> None:
+    endpoints: dict[str, Any] = {"EndpointsConfig": {"default": {"MacAddress": "02:42:00:00:00:01", "GwPriority": 2}}}
+    wish = containers.wish_of({"HostConfig": {"NetworkMode": "default"}, "NetworkingConfig": endpoints})
+    assert wish.mode == "bridge"
+    assert wish.networks == (Joining(network="bridge", mac="02:42:00:00:00:01", priority=2),)
+
+
+def test_links_are_read_from_wherever_they_are_said() -> None:
+    endpoints = {"EndpointsConfig": {"n": {"Links": ["web:www"]}}}
+    host = {"NetworkMode": "n", "Links": ["/db:sql", "db"]}
+    wish = containers.wish_of({"HostConfig": host, "NetworkingConfig": endpoints})
+    assert wish.links == (("db", "sql"), ("db", "db"), ("web", "www"))
+
+
+@pytest.mark.parametrize(
+    ("binding", "port"),
+    [
+        (
+            {"HostIp": "127.0.0.1", "HostPort": "8080"},
+            PublishedPort(target=80, port=8080, address=ip_address("127.0.0.1")),
+        ),
+        ({"HostIp": "[::1]"}, PublishedPort(target=80, address=ip_address("::1"))),
+        ({"HostPort": "8000-8010"}, PublishedPort(target=80, port=8000, last=8010)),
+        ({"HostPort": "8000-8000"}, PublishedPort(target=80, port=8000)),
+        ({}, PublishedPort(target=80)),
+    ],
+)
+def test_where_a_port_is_published_is_read(binding: dict[str, str], port: PublishedPort) -> None:
+    host = {"NetworkMode": "n", "PortBindings": {"80/tcp": [binding]}}
+    assert containers.wish_of({"HostConfig": host}).ports == (port,)
 
 
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"HostConfig": {"NetworkMode": "n", "Links": ["c2"]}}, Unsupported),
+        ({"HostConfig": {"NetworkMode": "n", "Links": ["a:b:c"]}}, Invalid),
+        ({"HostConfig": {"NetworkMode": "n", "Links": [":b"]}}, Invalid),
         ({"HostConfig": {"NetworkMode": "n", "Dns": ["nowhere"]}}, Invalid),
         ({"HostConfig": {"NetworkMode": "n", "ExtraHosts": ["a"]}}, Invalid),
         ({"HostConfig": {"NetworkMode": "n", "ExtraHosts": ["a b:1.2.3.4"]}}, Invalid),
-        ({"HostConfig": {"NetworkMode": "n", "ExtraHosts": ["a:host-gateway"]}}, Unsupported),
-        ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1"}]}}}, Unsupported),
-        ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"80/tcp": [{"HostPort": "1-9"}]}}}, Invalid),
+        ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"80/tcp": [{"HostIp": "nowhere"}]}}}, Invalid),
+        ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"80/tcp": [{"HostPort": "9-1"}]}}}, Invalid),
+        ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"80/tcp": [{"HostPort": "1-x"}]}}}, Invalid),
+        ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"80/tcp": [{"HostPort": "65536"}]}}}, Invalid),
         ({"HostConfig": {"NetworkMode": "n", "PortBindings": {"0/tcp": []}}}, Invalid),
         ({"HostConfig": {"NetworkMode": "n", "RestartPolicy": {"Name": "sometimes"}}}, Invalid),
         ({"HostConfig": {"NetworkMode": "n", "RestartPolicy": {"Name": "always", "MaximumRetryCount": 1}}}, Invalid),
-        ({"MacAddress": "02:42:00:00:00:01"}, Unsupported),
         ({"NetworkingConfig": {"EndpointsConfig": ["n"]}}, Invalid),
+        ({"NetworkingConfig": {"EndpointsConfig": {"host": {}}}}, Invalid),
         ({"NetworkingConfig": {"EndpointsConfig": {"n": {"IPAMConfig": {"IPv4Address": "fd00::1"}}}}}, Invalid),
         ({"NetworkingConfig": {"EndpointsConfig": {"n": {"IPAMConfig": {"IPv4Address": "x"}}}}}, Invalid),
         ({"NetworkingConfig": {"EndpointsConfig": {"n": {"IPAMConfig": {"LinkLocalIPs": ["::1"]}}}}}, Unsupported),
-        ({"NetworkingConfig": {"EndpointsConfig": {"n": {"MacAddress": "02:42:00:00:00:01"}}}}, Unsupported),
+        ({"NetworkingConfig": {"EndpointsConfig": {"n": {"GwPriority": "high"}}}}, Invalid),
         ({"NetworkingConfig": {"EndpointsConfig": {"n": {"DriverOpts": {"a": "b"}}}}}, Unsupported),
         ({"NetworkingConfig": {"EndpointsConfig": {"n": 5}}}, Invalid),
     ],
@@ -125,7 +165,7 @@ def test_client_sees_what_it_asked_for_and_what_was_granted() -> None:
     )  # fmt: skip
     shown = Shown(
         mode="mynet", networks=(member,), spec=wish.spec, ports=wish.ports, restart=wish.restart, restarts=2,
-        published=(PortConfig(target_port=80, published_port=8080, publish_mode="host"),),
+        published=(PublishedPort(target=80, port=8080),),
         files=FILES, namespace="/run/netns/owner",
     )  # fmt: skip
     ours = [{"Source": source, "Destination": target} for target, source in FILES.items()]

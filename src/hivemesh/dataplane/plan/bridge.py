@@ -76,6 +76,7 @@ class ContainerPort:
 
 
 Locals = Mapping[NetworkID, LocalNetwork]
+NO_LOCALS: Locals = {}
 
 
 def alias_of(network: LocalNetwork) -> str:

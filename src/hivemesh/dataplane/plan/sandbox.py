@@ -21,7 +21,7 @@ from socket import AF_INET, AF_INET6
 
 from hivemesh.dataplane.balancer.api import Part
 from hivemesh.dataplane.plan import facts as node
-from hivemesh.dataplane.plan.bridge import Locals, local_link, way_out
+from hivemesh.dataplane.plan.bridge import NO_LOCALS, Locals, local_link, way_out
 from hivemesh.dataplane.plan.names import TABLE, gateway_port, sandbox_mark, sandbox_namespace
 from hivemesh.dataplane.plan.names_rules import NAMES
 from hivemesh.dataplane.plan.wiring import (
@@ -51,7 +51,6 @@ FAKE_GATEWAY_MAC = MAC("02:42:00:00:00:00")
 """Link-local, so that it is no address the allocator could give away; each frame gets the real MAC on its way out."""
 INGRESS_LINK = "eth0"
 NO_VIPS = Part()
-NO_LOCALS: Locals = {}
 
 
 def plan_sandbox(

@@ -13,7 +13,8 @@ import msgspec
 
 from hivemesh.model.addr import parse_address
 from hivemesh.model.errors import Invalid, Unsupported
-from hivemesh.model.service import ContainerSpec, DNSConfig, PortConfig, Protocol
+from hivemesh.model.local import DEFAULT_BRIDGE, PublishedPort
+from hivemesh.model.service import ContainerSpec, DNSConfig, Protocol
 from hivemesh.wire.control import Joining
 from hivemesh.wire.engine import strict
 
@@ -37,8 +38,12 @@ NO_BRIDGE = {
 }
 """What Docker shows of the default bridge to containers that are not on it; the engine guesses from the namespace."""
 PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
-ENGINES_OWN = ("", "default", "bridge", "host", "none", "private", "slirp4netns", "pasta")
-"""Network modes that name no network."""
+ENGINES_OWN = ("host", "none", "private", "slirp4netns", "pasta")
+"""Network modes that name no network: the engine knows what to do."""
+UNNAMED = ("", "default")
+"""Network modes that mean the default bridge."""
+HOST_GATEWAY = "host-gateway"
+"""For an address in an extra host: the node's, on the network through which the container leaves."""
 
 
 class RestartRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +60,10 @@ class Wish:
     mode: str  # as the client wrote it
     networks: tuple[Joining, ...]
     spec: ContainerSpec  # what concerns names
-    ports: tuple[PortConfig, ...]
+    ports: tuple[PublishedPort, ...]
     restart: RestartRule
     remove: bool  # when it has ended
+    links: tuple[tuple[str, str], ...] = ()  # container and alias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,9 @@ class Membership:
     mac: str = ""
     v4: str = ""  # with prefix length, as the next
     v6: str = ""
+    gateway4: str = ""  # of a network through which the container may leave the node
+    gateway6: str = ""
+    priority: int = 0
     names: tuple[str, ...] = ()
 
 
@@ -82,23 +91,34 @@ class Shown:
     mode: str
     networks: tuple[Membership, ...]
     spec: ContainerSpec
-    ports: tuple[PortConfig, ...]
-    published: tuple[PortConfig, ...]  # with real numbers; none while it does not run
+    ports: tuple[PublishedPort, ...]
+    published: tuple[PublishedPort, ...]  # with real numbers; none while it does not run
     restart: RestartRule
     restarts: int  # how often it was begun again
     files: Mapping[str, str]  # path inside to file of ours
     namespace: str = ""  # its path; empty while there is none
+    links: tuple[str, ...] = ()  # container:alias
 
 
 # --- what a client asks -----------------------------------------------------------------------------------------------
 
 
 def networks_of(body: Json) -> tuple[str, ...]:
-    """The names or ids of the networks that a `containers/create` asks for, the first being its network mode."""
+    """The names or ids of the networks that a `containers/create` asks for, the first being its network mode.
+
+    None when it asks for no network of ours: the node's own stack, nothing at all, or another container's.
+    """
     host = strict.pick(body, "HostConfig") or {}
     mode = str(strict.pick(host, "NetworkMode") or "")
-    found = [mode, *sorted(_endpoints(body))]
-    return tuple(dict.fromkeys(name for name in found if name not in ENGINES_OWN and ":" not in name))
+    if mode in ENGINES_OWN or ":" in mode or strict.pick(body, "NetworkDisabled"):
+        return ()
+    endpoints = sorted(name for name in _endpoints(body) if name not in UNNAMED)
+    if mode in UNNAMED:
+        mode = endpoints[0] if len(endpoints) == 1 else DEFAULT_BRIDGE
+    found = tuple(dict.fromkeys((mode, *endpoints)))
+    if len(found) > 1 and any(name in ENGINES_OWN for name in found):
+        raise Invalid("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+    return found
 
 
 def wish_of(body: Json) -> Wish:
@@ -106,14 +126,20 @@ def wish_of(body: Json) -> Wish:
     host = strict.pick(body, "HostConfig") or {}
     endpoints = _endpoints(body)
     mode = str(strict.pick(host, "NetworkMode") or "")
-    if strict.pick(body, "MacAddress"):
-        raise Unsupported("MacAddress is not supported on networks of the swarm: a MAC follows from the address")
-    if strict.pick(host, "Links"):
-        raise Unsupported("HostConfig.Links is not supported: give the other container an alias on the network")
     names = networks_of(body)
+    if mode in UNNAMED:  # what a client says of the unnamed network, it says of the one it gets
+        endpoints = {names[0]: next((endpoints[name] for name in UNNAMED if name in endpoints), None)} | endpoints
+    joinings = [joining(name, endpoints.get(name)) for name in names]
+    mac = str(strict.pick(body, "MacAddress") or "")
+    if mac and not joinings[0].mac:
+        joinings[0] = msgspec.structs.replace(joinings[0], mac=mac)
+    links = [_link(text) for text in strict.pick(host, "Links") or ()]
+    for name in names:
+        links += [_link(text) for text in strict.pick(endpoints.get(name) or {}, "Links") or ()]
     return Wish(
-        mode=next(iter(names), mode) if mode in ENGINES_OWN else mode,
-        networks=tuple(joining(name, endpoints.get(name)) for name in names),
+        mode=names[0] if mode in UNNAMED else mode,
+        networks=tuple(joinings),
+        links=tuple(dict.fromkeys(links)),
         spec=ContainerSpec(
             hostname=str(strict.pick(body, "Hostname") or ""),
             hosts=tuple(_hosts_line(str(entry)) for entry in strict.pick(host, "ExtraHosts") or ()),
@@ -130,12 +156,12 @@ def joining(network: str, config: Any) -> Joining:
     if config is not None and not isinstance(config, dict):
         raise Invalid(f"invalid endpoint configuration of network {network}: expected an object")
     config = config or {}
-    for field in ("Links", "DriverOpts", "MacAddress", "GwPriority"):
-        if not strict.empty(strict.pick(config, field)):
-            raise Unsupported(f"{field} is not supported on networks of the swarm (network {network})")
+    if not strict.empty(options := strict.pick(config, "DriverOpts")):
+        names = ", ".join(options) if isinstance(options, dict) else options
+        raise Unsupported(f"the driver option {names} is not supported for a container on network {network}")
     ipam = strict.pick(config, "IPAMConfig") or {}
     if not strict.empty(strict.pick(ipam, "LinkLocalIPs")):
-        raise Unsupported(f"LinkLocalIPs is not supported on networks of the swarm (network {network})")
+        raise Unsupported(f"LinkLocalIPs is not supported (network {network})")
     addresses = []
     for field, version in (("IPv4Address", 4), ("IPv6Address", 6)):
         text = strict.pick(ipam, field)
@@ -145,7 +171,20 @@ def joining(network: str, config: Any) -> Joining:
                 raise Invalid(f"invalid {field} {text!r}: it is of the other family")
             addresses.append(address)
     aliases = tuple(dict.fromkeys(str(alias) for alias in strict.pick(config, "Aliases") or ()))
-    return Joining(network=network, aliases=aliases, addresses=tuple(addresses))
+    priority = strict.pick(config, "GwPriority") or 0
+    if not isinstance(priority, int):
+        raise Invalid(f"invalid GwPriority {priority!r} of network {network}: expected a number")
+    mac = str(strict.pick(config, "MacAddress") or "")
+    return Joining(network=network, aliases=aliases, addresses=tuple(addresses), mac=mac, priority=priority)
+
+
+def _link(text: Any) -> tuple[str, str]:
+    """`container:alias`, or a container that goes by its own name."""
+    container, _, alias = str(text).partition(":")
+    container = container.strip("/")
+    if not container or ":" in alias:
+        raise Invalid(f"bad format for links: {text}")
+    return container, alias or container
 
 
 def restart_rule(value: Any) -> RestartRule:
@@ -180,37 +219,40 @@ def _hosts_line(entry: str) -> str:
     name, found, address = entry.partition("=" if "=" in entry else ":")
     if not name or not found or any(character.isspace() for character in name):
         raise Invalid(f"invalid extra host {entry!r}: expected name:address")
-    if address == "host-gateway":
-        raise Unsupported("host-gateway is not supported on networks of the swarm: give the node's address")
+    if address == HOST_GATEWAY:
+        return f"{HOST_GATEWAY} {name}"
     return f"{parse_address(address.strip('[]'), 'extra host address')} {name}"
 
 
-def _ports(body: Json, host: Json) -> tuple[PortConfig, ...]:
-    found: dict[tuple[Protocol, int, int], PortConfig] = {}
+def _ports(body: Json, host: Json) -> tuple[PublishedPort, ...]:
+    found: dict[PublishedPort, None] = {}
 
-    def publish(key: str, number: int) -> None:
+    def publish(key: str, first: int = 0, last: int = 0, address: str = "") -> None:
         target, protocol = _port_key(key)
-        found[protocol, target, number] = PortConfig(
-            protocol=protocol, target_port=target, published_port=number, publish_mode="host"
-        )
+        at = parse_address(address.strip("[]"), "address to publish on") if address else None
+        found[PublishedPort(protocol=protocol, target=target, port=first, last=last, address=at)] = None
 
     bindings = strict.pick(host, "PortBindings") or {}
     for key, wanted in bindings.items():
         for binding in wanted or [{}]:
             address, text = str(strict.pick(binding, "HostIp") or ""), str(strict.pick(binding, "HostPort") or "")
-            if address not in ("", "0.0.0.0", "::"):
-                raise Unsupported(
-                    f"publishing port {key} on {address} only is not supported for containers on networks of the "
-                    "swarm: leave the address out"
-                )
-            if text and not (text.isascii() and text.isdigit() and int(text) < 65536):
-                raise Invalid(f"invalid port {text!r} for {key}: expected one number from 0 to 65535")
-            publish(key, int(text or 0))
+            publish(key, *_host_ports(text, key), address=address)
     if strict.pick(host, "PublishAllPorts"):
         for key in strict.pick(body, "ExposedPorts") or {}:
             if key not in bindings:
-                publish(key, 0)
-    return tuple(found.values())
+                publish(key)
+    return tuple(found)
+
+
+def _host_ports(text: str, key: str) -> tuple[int, int]:
+    """One number, or the first and last of a range of which any will do."""
+    first, dash, last = text.partition("-")
+    numbers = [first or "0", last] if dash else [first or "0"]
+    if not all(number.isascii() and number.isdigit() and int(number) < 65536 for number in numbers):
+        raise Invalid(f"invalid port {text!r} for {key}: expected a number from 0 to 65535, or a range of them")
+    if dash and int(last) < int(first or 0):
+        raise Invalid(f"invalid port range {text!r} for {key}: it ends before it begins")
+    return int(first or 0), int(last) if dash and last != first else 0
 
 
 def _port_key(key: str) -> tuple[int, Protocol]:
@@ -234,15 +276,25 @@ def engine_body(body: Json, owner: str, namespace: str, files: Mapping[str, str]
         host, "NetworkMode", "Binds", "Sysctls", "PortBindings", "PublishAllPorts", "RestartPolicy",
         "Dns", "DnsSearch", "DnsOptions", "ExtraHosts", "Links",
     )  # fmt: skip
-    binds = [str(bind) for bind in strict.pick(host, "Binds") or ()]
-    taken = {bind.split(":")[1] for bind in binds if ":" in bind}
-    taken |= {str(strict.pick(mount, "Target")) for mount in strict.pick(host, "Mounts") or ()}
     changed["NetworkMode"] = f"ns:{namespace}"
-    changed["Binds"] = binds + [f"{source}:{target}" for target, source in files.items() if target not in taken]
+    changed["Binds"] = _binds(host, files)
     changed["Sysctls"] = SYSCTLS | (strict.pick(host, "Sysctls") or {})
     result["HostConfig"] = changed
     result["Labels"] = (strict.pick(body, "Labels") or {}) | {LABEL: owner}
     return result
+
+
+def with_files(body: Json, files: Mapping[str, str]) -> Json:
+    """`body` of a container that shares the network of another of ours: with the other's files."""
+    host = dict(strict.pick(body, "HostConfig") or {})
+    return _without(body, "HostConfig") | {"HostConfig": _without(host, "Binds") | {"Binds": _binds(host, files)}}
+
+
+def _binds(host: Json, files: Mapping[str, str]) -> list[str]:
+    binds = [str(bind) for bind in strict.pick(host, "Binds") or ()]
+    taken = {bind.split(":")[1] for bind in binds if ":" in bind}
+    taken |= {str(strict.pick(mount, "Target")) for mount in strict.pick(host, "Mounts") or ()}
+    return binds + [f"{source}:{target}" for target, source in files.items() if target not in taken]
 
 
 def _without(value: Json, *names: str) -> Json:
@@ -273,13 +325,15 @@ def inspected(value: Json, shown: Shown) -> Json:
             "DnsSearch": list(dns.search),
             "DnsOptions": list(dns.options),
             "ExtraHosts": [":".join(reversed(line.split(" ", 1))) for line in shown.spec.hosts],
+            "Links": list(shown.links) or None,
         },
         "NetworkSettings": settings
         | NO_BRIDGE
+        | _on_default_bridge(shown)
         | {
             "SandboxID": shown.namespace.rpartition("/")[2],
             "SandboxKey": shown.namespace,
-            "Ports": _port_map(shown.published, both=True),
+            "Ports": _exposed(value) | _port_map(shown.published, shown),
             "Networks": {member.name: _endpoint(member) for member in shown.networks},
         },
     }
@@ -292,9 +346,9 @@ def listed(value: Json, shown: Shown) -> Json:
         "Mounts": _mounts(value, shown),
         "NetworkSettings": {"Networks": {member.name: _endpoint(member) for member in shown.networks}},
         "Ports": [
-            {"IP": address, "PrivatePort": port.target_port, "PublicPort": port.published_port, "Type": port.protocol}
+            {"IP": address, "PrivatePort": port.target, "PublicPort": port.port, "Type": port.protocol}
             for port in shown.published
-            for address in ("0.0.0.0", "::")
+            for address in _addresses(port, shown)
         ],
     }
 
@@ -304,13 +358,38 @@ def _mounts(value: Json, shown: Shown) -> list[Any]:
     return [mount for mount in value.get("Mounts") or () if mount.get("Source") not in ours]
 
 
-def _port_map(ports: Iterable[PortConfig], *, both: bool = False) -> Json:
+def _exposed(value: Json) -> Json:
+    """Ports that the image or the user names, published or not."""
+    return dict.fromkeys((value.get("Config") or {}).get("ExposedPorts") or {})
+
+
+def _on_default_bridge(shown: Shown) -> Json:
+    """What stood at the top before there were other networks."""
+    member = next((member for member in shown.networks if member.name == DEFAULT_BRIDGE), None)
+    if member is None:
+        return {}
+    endpoint = _endpoint(member)
+    return {key: endpoint[key] for key in NO_BRIDGE if key in endpoint}
+
+
+def _addresses(port: PublishedPort, shown: Shown) -> tuple[str, ...]:
+    """Where a port is reached: on all addresses of the families that the container has."""
+    if port.address is not None:
+        return (str(port.address),)
+    own = any(member.gateway4 or member.gateway6 for member in shown.networks)
+    six = not own or any(member.gateway6 and member.v6 for member in shown.networks)
+    return ("0.0.0.0", "::") if six else ("0.0.0.0",)
+
+
+def _port_map(ports: Iterable[PublishedPort], shown: Shown | None = None) -> Json:
+    """Ports and where they are reached; without `shown`, as the user wrote it."""
     found: Json = {}
     for port in ports:
-        number = str(port.published_port or "")
-        for address in ("0.0.0.0", "::") if both else ("",):
+        number = f"{port.port}-{port.last}" if port.last else str(port.port or "")
+        plain = ("" if port.address is None else str(port.address),)
+        for address in plain if shown is None else _addresses(port, shown):
             binding = {"HostIp": address, "HostPort": number}
-            found.setdefault(f"{port.target_port}/{port.protocol}", []).append(binding)
+            found.setdefault(f"{port.target}/{port.protocol}", []).append(binding)
     return found
 
 
@@ -323,13 +402,13 @@ def _endpoint(member: Membership) -> Json:
         "Aliases": list(member.aliases) or None,
         "MacAddress": member.mac,
         "DriverOpts": None,
-        "GwPriority": 0,
+        "GwPriority": member.priority,
         "NetworkID": member.network_id,
         "EndpointID": member.endpoint_id,
-        "Gateway": "",  # the way out of the node is not through this network
+        "Gateway": member.gateway4 if v4 else "",  # through networks of the swarm leads no way out of the node
         "IPAddress": v4,
         "IPPrefixLen": int(length4 or 0),
-        "IPv6Gateway": "",
+        "IPv6Gateway": member.gateway6 if v6 else "",
         "GlobalIPv6Address": v6,
         "GlobalIPv6PrefixLen": int(length6 or 0),
         "DNSNames": list(member.names) or None,
