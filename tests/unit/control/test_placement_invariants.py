@@ -26,7 +26,7 @@ from hivemesh.model.task import TaskState
 
 NODES = ("n1", "n2", "n3")
 ZONES = ("", "north", "south")
-CPUS, GPUS = 4, ("GPU=a", "GPU=b", "SSD=3")
+CPUS, GPUS = 2, ("GPU=a", "GPU=b", "SSD=3")
 
 
 @dataclass(frozen=True)
