@@ -1,23 +1,31 @@
-"""Services: the spec in the Docker Engine API's shape (field names are the API's), and what allocation granted."""
+"""Services: the spec in the Docker Engine API's shape (field names are the API's), and what allocation granted.
+
+What a container is made from stands in `model.container`; a service is described with both.
+"""
 
 from typing import Literal
 
 import msgspec
 
 from hivemesh.model.addr import Interface
+from hivemesh.model.container import ConfigReference as ConfigReference
+from hivemesh.model.container import ContainerSpec as ContainerSpec
+from hivemesh.model.container import DNSConfig as DNSConfig
+from hivemesh.model.container import FileTarget as FileTarget
+from hivemesh.model.container import HealthConfig as HealthConfig
+from hivemesh.model.container import LogDriver
+from hivemesh.model.container import Mount as Mount
+from hivemesh.model.container import Nanoseconds as Nanoseconds
+from hivemesh.model.container import SecretReference as SecretReference
+from hivemesh.model.container import Spec as Spec
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NetworkID, ServiceID
 
-Nanoseconds = int
 Protocol = Literal["tcp", "udp", "sctp"]
 PublishMode = Literal["ingress", "host"]
 
 DYNAMIC_PORTS = range(30000, 32768)
 """Docker: published ports chosen by the allocator."""
-
-
-class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """Base of everything whose JSON form is the Docker Engine API's."""
 
 
 class PortConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
@@ -35,89 +43,6 @@ class EndpointSpec(Spec, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()
 
 
-class Mount(Spec, frozen=True, kw_only=True):
-    type: Literal["bind", "volume", "tmpfs"] = "volume"
-    source: str = ""
-    target: str = ""
-    read_only: bool = False
-
-
-class DNSConfig(Spec, frozen=True, kw_only=True):
-    """What a container's own resolver settings change; empty: as on the node."""
-
-    nameservers: tuple[str, ...] = ()
-    search: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
-
-class HealthConfig(Spec, frozen=True, kw_only=True):
-    """How to find out whether a container is healthy. `test` is `()` (as the image says), `("NONE",)`,
-    `("CMD", argument, ...)` or `("CMD-SHELL", line)`; a duration or count of 0 means Docker's default.
-    """
-
-    test: tuple[str, ...] = ()
-    interval: Nanoseconds = 0
-    timeout: Nanoseconds = 0
-    start_period: Nanoseconds = 0
-    start_interval: Nanoseconds = 0
-    retries: int = 0
-
-
-class FileTarget(Spec, frozen=True, kw_only=True, omit_defaults=False):
-    """The file a container finds a secret or a config in; `name` is absolute, or relative to where such files stand."""
-
-    name: str = ""
-    uid: str = msgspec.field(default="0", name="UID")
-    gid: str = msgspec.field(default="0", name="GID")
-    mode: int = 0o444
-
-
-class SecretReference(Spec, frozen=True, kw_only=True):
-    """A secret a container uses. Clients look up the id; the name has to be that of the secret with this id."""
-
-    file: FileTarget | None = None
-    secret_id: str = msgspec.field(default="", name="SecretID")
-    secret_name: str = ""
-
-
-class ConfigReference(Spec, frozen=True, kw_only=True):
-    """A config a container uses."""
-
-    file: FileTarget | None = None
-    config_id: str = msgspec.field(default="", name="ConfigID")
-    config_name: str = ""
-
-
-class ContainerSpec(Spec, frozen=True, kw_only=True):
-    """What to run. Fields hivemesh does not know are refused by name at the API's edge, never dropped."""
-
-    image: str = ""
-    labels: dict[str, str] = {}
-    command: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
-    hostname: str = ""
-    env: tuple[str, ...] = ()
-    dir: str = ""
-    user: str = ""
-    groups: tuple[str, ...] = ()
-    tty: bool = msgspec.field(default=False, name="TTY")
-    open_stdin: bool = False
-    read_only: bool = False
-    stop_signal: str = ""
-    stop_grace_period: Nanoseconds = 10_000_000_000
-    mounts: tuple[Mount, ...] = ()
-    secrets: tuple[SecretReference, ...] = ()
-    configs: tuple[ConfigReference, ...] = ()
-    hosts: tuple[str, ...] = ()
-    dns_config: DNSConfig | None = msgspec.field(default=None, name="DNSConfig")
-    healthcheck: HealthConfig | None = None
-    init: bool | None = None
-    isolation: str = ""
-    capability_add: tuple[str, ...] = ()
-    capability_drop: tuple[str, ...] = ()
-    sysctls: dict[str, str] = {}
-
-
 class ResourceLimits(Spec, frozen=True, kw_only=True):
     nano_cpus: int = msgspec.field(default=0, name="NanoCPUs")
     memory_bytes: int = 0
@@ -133,8 +58,12 @@ class Reservations(Spec, frozen=True, kw_only=True):
 
 
 class Resources(Spec, frozen=True, kw_only=True):
+    """`swap_bytes` come on top of the limit of memory (-1: without end); None means what the kernel does by itself."""
+
     limits: ResourceLimits | None = None
     reservations: Reservations | None = None
+    swap_bytes: int | None = None
+    memory_swappiness: int | None = None
 
 
 class RestartPolicy(Spec, frozen=True, kw_only=True):
@@ -182,6 +111,7 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
     restart_policy: RestartPolicy = RestartPolicy()
     placement: Placement = Placement()
     networks: tuple[NetworkAttachmentConfig, ...] = ()
+    log_driver: LogDriver | None = None
     force_update: int = 0
     runtime: str = "container"
 
