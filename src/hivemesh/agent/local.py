@@ -17,6 +17,7 @@ from hivemesh.agent.facts import GATEWAY_POOL
 from hivemesh.clock import Clock
 from hivemesh.cnm import local
 from hivemesh.cnm.local import Around
+from hivemesh.dataplane.plan.bridge import LOCAL_MARK
 from hivemesh.kernel import machine, rtnl
 from hivemesh.kernel.api import HOST
 from hivemesh.model.addr import Prefix
@@ -175,11 +176,12 @@ class LocalNetworks:
 
     def _around(self) -> Around:
         networks = tuple(self._networks.values())
-        ours = {network.device for network in networks}
-        links = set(rtnl.door(HOST).links())
+        links = rtnl.door(HOST).links()
+        # a network that was just removed may still be in the kernel: its alias tells
+        ours = {name for name, link in links.items() if link.alias.startswith(LOCAL_MARK)}
         taken = [prefix for link, prefix in machine.routes() if link not in ours and prefix.prefixlen]
         taken += [here.address.network for here in machine.addresses() if here.link not in ours]
-        return Around(networks=networks, taken=taken, links=links - ours, pool=GATEWAY_POOL)
+        return Around(networks=networks, taken=taken, links=links.keys() - ours, pool=GATEWAY_POOL)
 
     # --- what containers hold ---------------------------------------------------------------------------------------
 

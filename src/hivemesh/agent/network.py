@@ -327,7 +327,13 @@ class NodeNetwork:
             async with asyncio.timeout(ATTACH_TIMEOUT), self._passed:
                 await self._passed.wait_for(lambda: self._has(needed))
         except TimeoutError:
-            raise Unavailable("node is missing network attachments, ip addresses may be exhausted") from None
+            here = [network.device for n in needed if (network := self._local.known(n)) is not None]
+            why = "; ".join(self._failures.get(HOST, ())) if here else ""
+            raise Unavailable(
+                f"the network {', '.join(here)} of this node cannot be made: {why}"
+                if why
+                else "node is missing network attachments, ip addresses may be exhausted"
+            ) from None
         assert self._view is not None
         assert self._facts is not None
         sandbox = self._plain_sandbox(task, self._view, self._facts)

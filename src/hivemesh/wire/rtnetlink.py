@@ -13,6 +13,7 @@ from socket import AF_INET, AF_INET6
 from hivemesh.model.addr import MAC, Address, Interface, Prefix
 from hivemesh.wire.netlink import (
     ACK,
+    APPEND,
     CREATE,
     DUMP,
     EXCLUSIVE,
@@ -368,7 +369,7 @@ def set_route(
     local: bool = False,
     replace: bool = False,
 ) -> Message:
-    """`local` delivers here (RTN_LOCAL).
+    """`local` delivers here (RTN_LOCAL), beside routes to the same destination through other links.
 
     `replace` takes the place of whoever's route to the same destination; else that is an error (EEXIST)."""
     scope = 0
@@ -377,7 +378,8 @@ def set_route(
     kind = RTN_LOCAL if local else RTN_UNICAST
     body = _route_body(destination, index, gateway, table, _ONLINK if onlink else 0, scope, kind)
     subject = f"{destination} in table {table}"
-    return Message("set_route", subject, NEWROUTE, CREATE | (REPLACE if replace else EXCLUSIVE), body)
+    beside = APPEND if local else EXCLUSIVE
+    return Message("set_route", subject, NEWROUTE, CREATE | (REPLACE if replace else beside), body)
 
 
 def delete_route(

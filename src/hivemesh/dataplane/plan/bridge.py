@@ -56,6 +56,8 @@ from hivemesh.wire.nft import (
 )
 
 LOCAL_RULES = "hivemesh-local"
+LOCAL_MARK = "hivemesh/local/"
+"""Begins the alias of every bridge of ours but the gateway's."""
 LOOPBACK4 = IPv4Network("127.0.0.0/8")
 _PORT = ("inet_proto", "inet_service")
 _NAT_BEFORE_OTHERS = 11
@@ -80,7 +82,7 @@ NO_LOCALS: Locals = {}
 
 
 def alias_of(network: LocalNetwork) -> str:
-    return f"hivemesh/local/{network.id}"
+    return f"{LOCAL_MARK}{network.id}"
 
 
 # --- the way out of a sandbox -----------------------------------------------------------------------------------------
