@@ -11,8 +11,11 @@ from hivemesh.engine.host import containers_conf, host_needs
 from hivemesh.lab import http
 from hivemesh.lab.image import IMAGE
 from hivemesh.lab.machine import LabError, Machine, Process, kill
+from hivemesh.lab.topology import CLIENT
 
 DAEMON = "hivemeshd"
+REGISTRY = f"{CLIENT}:5000"
+"""Where a registry may be, on the client host: its answers need no certificate."""
 START_TIMEOUT = 20.0
 """Seconds until the daemon's socket must answer; it takes half a second on a quiet machine."""
 START_GRACE = 2.0
@@ -41,16 +44,18 @@ class Node(Machine):
         settings = {
             "CONTAINERS_STORAGE_CONF": self.disk / "storage.conf",
             "CONTAINERS_CONF": self.disk / "containers.conf",
+            "CONTAINERS_REGISTRIES_CONF": self.disk / "registries.conf",
         }
         return {**super().environment(), **{name: str(path) for name, path in settings.items() if path.exists()}}
 
     def prepare_engine(self, image_store: Path) -> None:
-        """Podman's settings: storage of the node's own, and the images of all labs to read."""
+        """Podman's settings: storage of the node's own, the images of all labs to read, a registry without TLS."""
         self.disk.mkdir(parents=True, exist_ok=True)
         (self.disk / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{self._storage}"\nrunroot = "/run/containers/storage"\n'
             f'[storage.options]\nadditionalimagestores = ["{image_store}"]\n'
         )
+        (self.disk / "registries.conf").write_text(f'[[registry]]\nlocation = "{REGISTRY}"\ninsecure = true\n')
         containers_conf(host_needs(run=self.run), self.disk)  # as seen on the node, where no systemd runs
 
     def api(self, method: str, path: str, body: object = None, *, timeout: float = 60) -> Any:
