@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from hivemesh.model.addr import Address
+from hivemesh.model.addr import Address, host_port, parse_host_port
+from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Invalid
 from hivemesh.model.ids import ClusterID, NodeID
 from hivemesh.model.node import Role
@@ -74,6 +75,18 @@ class Identity:
         changed = replace(self, facts=msgspec.structs.replace(self.facts, managers=managers))
         write_private(self.data_dir / FACTS, codec.to_json(changed.facts))
         return changed
+
+    def with_role(self, role: Role) -> "Identity":
+        """The identity of the same node in another role, on disk too."""
+        changed = replace(self, facts=msgspec.structs.replace(self.facts, role=role))
+        write_private(self.data_dir / FACTS, codec.to_json(changed.facts))
+        return changed
+
+    @property
+    def manager_addr(self) -> str:
+        """host:port of this node's cluster port, as the other nodes reach it."""
+        port = parse_host_port(self.facts.listen, DEFAULT_LISTEN_PORT, "listen address")[1]
+        return host_port(str(self.facts.addr), port)
 
     def renew(self, certificate: str, key: str) -> None:
         """Replace certificate and key (PEM) on disk; connections made from now on use them."""
@@ -145,6 +158,16 @@ def create_store_key(data_dir: Path) -> bytes:
     key = new_seal_key()
     write_private(directory / STORE_KEY, key)
     return key
+
+
+def keep_store_key(data_dir: Path, key: bytes) -> None:
+    """The key of a store that other managers have, on disk when this returns."""
+    write_private(data_dir / CERTIFICATES / STORE_KEY, key)
+
+
+def forget_store_key(data_dir: Path) -> None:
+    """This node is no manager any more."""
+    (data_dir / CERTIFICATES / STORE_KEY).unlink(missing_ok=True)
 
 
 def forget(data_dir: Path) -> None:

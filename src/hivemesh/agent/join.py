@@ -4,6 +4,7 @@ import logging
 import os
 import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -24,8 +25,11 @@ from hivemesh.wire.control import (
     DetachRequest,
     JoinReply,
     JoinRequest,
+    ManagerReply,
+    ManagerRequest,
     Refusal,
     RenewRequest,
+    TellRequest,
 )
 
 log = logging.getLogger("hivemesh.agent")
@@ -96,20 +100,51 @@ async def join(
     raise Unavailable("; ".join(failures))
 
 
-async def renew(identity: Identity) -> None:
-    """Get a new certificate with the present one, for a fresh key. Raises as `join`."""
+async def renew(identity: Identity) -> Identity:
+    """Get a new certificate with the present one, for a fresh key; its role may be another one. Raises as `join`."""
     request = await new_request()
     body = codec.to_json(RenewRequest(csr=request.csr))
     manager, answer = await _any("POST", "/v1/renew", identity, body)
-    identity.renew(_reply(answer, manager).certificate, request.key)
+    reply = _reply(answer, manager)
+    identity.renew(reply.certificate, request.key)
+    return identity if reply.role == identity.facts.role else identity.with_role(ROLES[reply.role])
 
 
 async def leave(identity: Identity) -> None:
-    """Tell a manager that this node goes. Raises `Unavailable` when none can be told: one may leave all the same."""
+    """Tell a manager that this node goes. Raises `Unavailable` when none can be told: one may leave all the same.
+
+    A manager tells another one, which answers once they can do without it.
+    """
     try:
-        await _any("POST", "/v1/leave", identity, b"")
+        await _any("POST", "/v1/leave", _beside(identity), b"")
     except Forbidden as error:  # removed before: nothing to tell
         log.info("leaving: %s", error)
+
+
+async def act_as_manager(identity: Identity, outside: str) -> ManagerReply:
+    """What a node that has the role needs to begin with, of any other manager. Raises as `attach` does."""
+    asked = ManagerRequest(addr=identity.manager_addr, outside=outside)
+    manager, answer = await _any("POST", "/v1/manager", _beside(identity), codec.to_json(asked))
+    try:
+        return codec.from_json(answer, ManagerReply)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
+
+
+async def tell(identity: Identity, leader: str, asked: TellRequest) -> bool:
+    """Pass a frame on by the leader (host:port), as one manager to another; False when the node has no session."""
+    try:
+        await _call("POST", leader, "/v1/tell", identity.client_context(), codec.to_json(asked))
+    except HivemeshError as error:
+        log.info("cannot tell node %s anything: %s", asked.node, error)
+        return False
+    return True
+
+
+def _beside(identity: Identity) -> Identity:
+    """The identity that knows the other managers only."""
+    others = tuple(manager for manager in identity.facts.managers if manager != identity.manager_addr)
+    return replace(identity, facts=msgspec.structs.replace(identity.facts, managers=others))
 
 
 class Managers:
@@ -151,9 +186,9 @@ async def _any(method: str, path: str, identity: Identity, body: bytes) -> tuple
     for manager in identity.facts.managers:
         try:
             return manager, await _call(method, manager, path, identity.client_context(), body)
-        except Unreachable as error:
+        except Unavailable as error:  # it may be cut off from the others
             failures.append(str(error))
-    raise Unavailable("; ".join(failures) or "no manager is known")
+    raise Unavailable("; ".join(dict.fromkeys(failures)) or "no other manager is known")
 
 
 async def _pinned_ca(manager: str, token: JoinToken) -> str:

@@ -33,7 +33,8 @@ class LogSender:
         self._sending: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def heed(self, frame: LogsWanted | LogsUnwanted, manager: str) -> None:
-        """Begin or end sending to `manager` (host:port)."""
+        """Begin or end sending to whoever wants it; `manager` (host:port) told us."""
+        manager = frame.manager or manager
         key = (manager, frame.id)
         if isinstance(frame, LogsUnwanted):
             if key in self._sending:

@@ -20,12 +20,13 @@ from hivemesh.agent.join import reason_of, renew
 from hivemesh.clock import Clock
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import TaskID
-from hivemesh.model.node import NodeDescription
+from hivemesh.model.node import NodeDescription, Role
 from hivemesh.model.task import TaskStatus
 from hivemesh.pki import BACKDATED, MANAGER_NAME
 from hivemesh.wire import codec
 from hivemesh.wire.control import (
     CLOSE_REMOVED,
+    LEADER_HEADER,
     MAX_FRAME,
     REFUSAL_HEADER,
     Ack,
@@ -51,6 +52,13 @@ State = Literal["connecting", "ready", "removed"]
 
 FIRST_DELAY, LAST_DELAY = 0.1, 8.0
 """Seconds between attempts to reach a manager, doubled each time (Docker's numbers)."""
+LAST_DELAY_OF_SEVERAL = 0.5
+"""Likewise while several managers are known: one of them may lead any moment."""
+MOST_HOPS = 3
+"""Times in a row that a manager may send us to another one as the leader."""
+PING = 4.0
+"""Seconds of silence after which a manager is asked for a sign of life; half of that it has for the answer. Only with
+several managers: with one there is nowhere else to go."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for TCP, TLS and the upgrade."""
 MISSED = 3
@@ -59,6 +67,8 @@ JITTER = 0.1
 """Heartbeats come a tenth early or late, so that nodes started together drift apart."""
 RENEW_AT = (0.5, 0.8)
 """Part of a certificate's life after which it is renewed, chosen at random (Docker's numbers)."""
+ROLE_RETRY = 1.0
+"""Seconds between attempts to get a certificate for another role."""
 RENEW_RETRY = (60.0, 3600.0)
 """Seconds between attempts to renew: a tenth of what is left, within these."""
 DESCRIBE_PERIOD = 60.0
@@ -70,6 +80,10 @@ Describe = Callable[[], Awaitable[NodeDescription]]
 
 class Gap(Exception):
     """A delta does not build on the view we have."""
+
+
+class Elsewhere(Exception):
+    """Another manager leads, at the host:port that is the message."""
 
 
 class Removed(Exception):
@@ -110,6 +124,8 @@ class Session:
         self._hello: Hello | None = None
         self._hello_due = False
         self._wake = asyncio.Event()
+        self._due_role = ""  # what the managers want this node to be
+        self._role_due = asyncio.Event()
 
     # --- the worker's port --------------------------------------------------------------------------------------
 
@@ -134,15 +150,26 @@ class Session:
         async with self._changed:
             await self._changed.wait_for(lambda: self.state != "connecting")
 
+    async def role_is(self, role: Role) -> None:
+        """Until this node has that role, by its certificate."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.identity.facts.role == role)
+
     async def run(self) -> None:
         """Stay connected. Returns only when the node was removed from the swarm (`state`, `error`)."""
         renewal = asyncio.create_task(self._renew(), name="certificate renewal")
         try:
-            delay = FIRST_DELAY
+            delay, leader, hops = FIRST_DELAY, "", 0
             while True:
-                began, manager = self._clock.now(), random.choice(self.identity.facts.managers)
+                began, manager = self._clock.now(), leader or random.choice(self.identity.facts.managers)
+                leader = ""
                 try:
                     await self._connect(manager)
+                except Elsewhere as told:
+                    hops += 1
+                    if hops <= MOST_HOPS:
+                        leader = str(told)
+                        continue
                 except Removed as error:
                     await self._become("removed", str(error))
                     log.error("this node was removed from its swarm: %s", error)
@@ -157,13 +184,18 @@ class Session:
                     if reason != self.error:
                         log.warning("no session with a manager: %s", reason)
                     await self._become(self.state, reason)
+                hops = 0
                 if self._clock.now() - began > LAST_DELAY:  # it held for a while
                     delay = FIRST_DELAY
                 await self._clock.sleep(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, LAST_DELAY)
+                delay = min(delay * 2, LAST_DELAY_OF_SEVERAL if self._several else LAST_DELAY)
         finally:
             renewal.cancel()
             await asyncio.gather(renewal, return_exceptions=True)
+
+    @property
+    def _several(self) -> bool:
+        return len(self.identity.facts.managers) > 1
 
     # --- one connection -----------------------------------------------------------------------------------------
 
@@ -187,9 +219,12 @@ class Session:
                         server_hostname=MANAGER_NAME,
                         max_msg_size=MAX_FRAME,
                         timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                        heartbeat=PING if self._several else None,
                     )
             except aiohttp.WSServerHandshakeError as error:
                 said = error.headers.get(REFUSAL_HEADER, "") if error.headers else ""
+                if error.status == 421 and error.headers and LEADER_HEADER in error.headers:
+                    raise Elsewhere(error.headers[LEADER_HEADER]) from None
                 if error.status == 403:
                     raise Removed(said or "the manager refuses this node") from None
                 raise ConnectionError(f"the manager at {manager} answers {error.status}: {said}") from None
@@ -205,7 +240,10 @@ class Session:
         self._acks = []  # of another session's view
         complete = False
         beat = self._heed(welcome, ws)
-        helpers = [asyncio.create_task(self._watch_description(), name="description")]
+        helpers = [
+            asyncio.create_task(self._watch_description(), name="description"),
+            asyncio.create_task(self._take_roles(), name="role"),
+        ]
         try:
             while True:
                 frame = await self._receive(ws, manager, None)
@@ -247,6 +285,8 @@ class Session:
         """Take over what the managers say of themselves and of this node; the heartbeat beats as they want it."""
         _give_up_after(ws, MISSED * welcome.heartbeat)
         self.labels = welcome.labels
+        self._due_role = welcome.role
+        self._role_due.set()
         self.identity = self.identity.with_managers(welcome.managers)
         return asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat")
 
@@ -328,13 +368,28 @@ class Session:
                 left = end - self._clock.now()
                 await self._clock.sleep(min(max(left / 10, RENEW_RETRY[0]), RENEW_RETRY[1]))
 
+    async def _take_roles(self) -> None:
+        """Get a certificate for the role the managers want this node to have; the next connection uses it."""
+        while True:
+            await self._role_due.wait()
+            self._role_due.clear()
+            while self._due_role not in ("", self.identity.facts.role):
+                if await self._renewed():
+                    log.info("this node is a %s now", self.identity.facts.role)
+                else:
+                    await self._clock.sleep(ROLE_RETRY)
+
     async def _renewed(self) -> bool:
         try:
-            await renew(self.identity)
+            renewed = await renew(self.identity)
         except HivemeshError as error:
             log.warning("cannot renew the certificate of this node yet: %s", error)
             return False
         log.info("renewed the certificate of this node")
+        async with self._changed:
+            if renewed.facts.role != self.identity.facts.role:
+                self.identity = renewed.with_managers(self.identity.facts.managers)
+            self._changed.notify_all()
         return True
 
     async def _become(self, state: State, error: str) -> None:

@@ -11,7 +11,6 @@ from hivemesh.api.http import (
     filters_of,
     flag,
     labels_match,
-    local_of,
     manager_of,
     version_of_object,
 )
@@ -25,12 +24,12 @@ FILTERS = ("id", "label", "node.label", "membership", "name", "role")
 
 @routes.get("/nodes")
 async def list_nodes(request: web.Request) -> web.Response:
-    view = manager_of(request).tables.view
+    manager = manager_of(request)
+    view = manager.tables.view
     filters = filters_of(request, FILTERS)
     found = [node for node in view.all(Node) if _matches(node, filters)]
-    leader = local_of(request).node_id
     found.sort(key=lambda node: (node.created, node.id))
-    return answer([objects.node(node, view.cluster, leader) for node in found])
+    return answer([objects.node(node, view.cluster, manager.leader) for node in found])
 
 
 def _matches(node: Node, filters: Filters) -> bool:
@@ -48,7 +47,7 @@ def _matches(node: Node, filters: Filters) -> bool:
 async def inspect(request: web.Request) -> web.Response:
     manager = manager_of(request)
     node = manager.node(request.match_info["ref"])
-    return answer(objects.node(node, manager.tables.view.cluster, local_of(request).node_id))
+    return answer(objects.node(node, manager.tables.view.cluster, manager.leader))
 
 
 @routes.post("/nodes/{ref}/update")

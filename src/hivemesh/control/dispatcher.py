@@ -312,6 +312,7 @@ class Dispatcher:
             heartbeat=self._heartbeat(),
             managers=tuple(sorted(other.manager_addr for other in store.all(Node) if other.manager_addr)),
             labels=dict(known.spec.labels) if known is not None else {},
+            role=known.acting_role if known is not None else "",
         )
 
     def _on_silent(self, node: NodeID) -> None:

@@ -2,7 +2,7 @@
 
 from hivemesh.model.addr import Address, parse_address
 from hivemesh.model.cluster import Cluster
-from hivemesh.model.errors import Forbidden, Invalid, Unsupported
+from hivemesh.model.errors import Forbidden, Invalid
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import Availability, Node, NodeDescription, NodeSpec, Role
 from hivemesh.pki import Authority, JoinToken, ca_digest, same_secret
@@ -15,15 +15,10 @@ AVAILABILITIES: dict[str, Availability] = {"active": "active", "pause": "pause",
 async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str) -> JoinReply:
     """Make a node for the holder of a token. `caller` is the address it calls from.
 
-    Raises `Forbidden` for a wrong or rotated token, `Unsupported` for a manager token, `Invalid` for the rest.
+    Raises `Forbidden` for a wrong or rotated token, `Invalid` for the rest.
     """
     cluster = tables.view.cluster
     role = role_of(cluster, request.token)
-    if role == "manager":
-        raise Unsupported(
-            "this version of hivemesh has one manager per swarm: join with the worker token "
-            "(`swarm join-token worker` prints it)"
-        )
     availability = AVAILABILITIES.get(request.availability)
     if availability is None:
         raise Invalid(f"invalid availability {request.availability!r}: expected active, pause or drain")
@@ -32,7 +27,7 @@ async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str
     certificate = _sign(cluster, request.csr, node_id, role, address, now)
 
     def add(tx: Transaction) -> None:
-        current = tx.cluster.worker_token
+        current = tx.cluster.manager_token if role == "manager" else tx.cluster.worker_token
         if not same_secret(request.token.strip(), current):
             raise Forbidden("invalid join token: it was rotated a moment ago")
         tx.put(
@@ -51,8 +46,9 @@ async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str
     return JoinReply(node_id=node_id, cluster_id=cluster.id, certificate=certificate, ca=cluster.ca_cert, role=role)
 
 
-def refresh(cluster: Cluster, node: Node, role: Role, request: RenewRequest, *, now: float) -> JoinReply:
-    """A new certificate for a member, in the role its present one has. Raises `Invalid`."""
+def refresh(cluster: Cluster, node: Node, request: RenewRequest, *, now: float) -> JoinReply:
+    """A new certificate for a member, in the role it has by now. Raises `Invalid`."""
+    role = node.acting_role
     address = parse_address(node.addr) if node.addr else None
     certificate = _sign(cluster, request.csr, node.id, role, address, now)
     return JoinReply(node_id=node.id, cluster_id=cluster.id, certificate=certificate, ca=cluster.ca_cert, role=role)

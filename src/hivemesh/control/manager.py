@@ -69,8 +69,18 @@ def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: Cu
 class Manager:
     """What users can do to the cluster. Look-ups take a full id, an exact name or the beginning of an id."""
 
-    def __init__(self, tables: Tables, clock: Clock, new_id: Callable[[], str] = ids.new_id) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        clock: Clock,
+        new_id: Callable[[], str] = ids.new_id,
+        me: NodeID | None = None,
+        elected: Callable[[], NodeID | None] | None = None,
+    ) -> None:
+        """`me` is the node this manager runs on; `elected` says who leads, if that is not always this one."""
         self.tables = tables
+        self.me = me
+        self._elected = elected
         self._clock = clock
         self._new_id = new_id
         self._cursors = Cursors()
@@ -233,6 +243,11 @@ class Manager:
         await self.tables.update(detach)
 
     # --- the cluster
+
+    @property
+    def leader(self) -> NodeID | None:
+        """The manager that runs the loops and holds the agents' sessions, as far as is known."""
+        return self._elected() if self._elected is not None else self.me
 
     @property
     def cluster(self) -> Cluster:

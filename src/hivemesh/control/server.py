@@ -1,6 +1,8 @@
 """The cluster port: where nodes join, renew, leave and hold their sessions. HTTPS and one web socket per node.
 
-Only `GET /v1/ca` and `POST /v1/join` answer a caller without a certificate. Every refusal has a `Refusal` as its body.
+Only `GET /v1/ca` and `POST /v1/join` answer a caller without a certificate; what managers ask each other takes a
+manager's. Any manager answers, but for sessions, which are the leader's: the others say who that is. Every refusal has
+a `Refusal` as its body.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -18,11 +20,12 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from hivemesh.clock import Clock
 from hivemesh.control import attachments
 from hivemesh.control.dispatcher import Dispatcher
-from hivemesh.control.join import admit, refresh
+from hivemesh.control.join import admit, refresh, role_of
 from hivemesh.control.manager import Manager
 from hivemesh.model.addr import host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.ids import NodeID
 from hivemesh.model.node import Node
 from hivemesh.pki import Peer, peer_of, server_context
 from hivemesh.store.tables import Transaction
@@ -31,13 +34,17 @@ from hivemesh.wire.control import (
     CLOSE_CONFLICT,
     CLOSE_MALFORMED,
     CLOSE_REMOVED,
+    LEADER_HEADER,
     MAX_FRAME,
     REFUSAL_HEADER,
     AttachRequest,
     DetachRequest,
     JoinRequest,
+    ManagerReply,
+    ManagerRequest,
     Refusal,
     RenewRequest,
+    TellRequest,
 )
 
 log = logging.getLogger("hivemesh.server")
@@ -56,24 +63,58 @@ STATUS = (
     (Unavailable, 503),
     (HivemeshError, 400),
 )
+NO_LEADER = (
+    "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the "
+    "managers are online."
+)
+LEAVE_TIMEOUT = 10.0
+"""Seconds a manager that leaves waits until the others can do without it."""
 WILDCARDS = ("0.0.0.0", "::", "*", "")
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Colleagues(Protocol):
+    """How this manager's store takes in another manager."""
+
+    async def expect(self) -> None:
+        """Raises `Unavailable` when there cannot be one (yet)."""
+        ...
+
+    async def admit(self, node: Node, request: ManagerRequest) -> ManagerReply:
+        """Raises `Unavailable`, or `Conflict` when the caller should try again."""
+        ...
+
+
+class Elsewhere(Unavailable):
+    """Another manager does this: `leader` is its host:port."""
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(f"sessions are held by the leader, {leader}")
+        self.leader = leader
 
 
 class ClusterServer:
     """Serves the cluster port of one manager.
 
     `certificate` is the PEM file with this manager's certificate and key, `listen` host:port; the wildcard of either
-    family means both.
+    family means both. `dispatcher` is there while this manager leads.
     """
 
     def __init__(
-        self, manager: Manager, dispatcher: Dispatcher, *, certificate: Path, listen: str, clock: Clock
+        self,
+        manager: Manager,
+        dispatcher: Dispatcher | None = None,
+        *,
+        certificate: Path,
+        listen: str,
+        clock: Clock,
+        colleagues: Colleagues | None = None,
     ) -> None:
         self._manager = manager
         self._tables = manager.tables
-        self._dispatcher = dispatcher
+        self._colleagues = colleagues
+        self.dispatcher = dispatcher
         self._certificate = certificate
         self._listen = listen
         self._clock = clock
@@ -117,6 +158,8 @@ class ClusterServer:
                 web.post("/v1/attach", self._attach),
                 web.post("/v1/detach", self._detach),
                 web.post("/v1/logs/{id}", self._receive_logs),
+                web.post("/v1/manager", self._become_manager),
+                web.post("/v1/tell", self._tell),
                 web.get("/v1/networks", self._networks),
                 web.get("/v1/networks/{ref}", self._network),
                 web.get("/v1/session", self._session),
@@ -129,14 +172,16 @@ class ClusterServer:
 
     async def _join(self, request: web.Request) -> web.Response:
         asked = await _body(request, JoinRequest)
+        if role_of(self._tables.view.cluster, asked.token) == "manager":
+            await self._expect_colleague()
         reply = await admit(self._tables, asked, now=self._clock.now(), caller=request.remote or "")
         log.info("node %s (%s) joined from %s", reply.node_id, asked.hostname or "no name", request.remote)
         return _json(reply)
 
     async def _renew(self, request: web.Request) -> web.Response:
-        node, peer = self._member(request)
+        node, _ = self._member(request)
         asked = await _body(request, RenewRequest)
-        return _json(refresh(self._tables.view.cluster, node, peer.role, asked, now=self._clock.now()))
+        return _json(refresh(self._tables.view.cluster, node, asked, now=self._clock.now()))
 
     async def _leave(self, request: web.Request) -> web.Response:
         _, peer = self._member(request)
@@ -145,12 +190,43 @@ class ClusterServer:
             node = tx.get(Node, peer.node_id)
             if node is not None:
                 message, now = "the node left the swarm", self._clock.now()
-                tx.put(msgspec.structs.replace(node, state="down", message=message, updated=now))
+                spec = msgspec.structs.replace(node.spec, role="worker")
+                tx.put(msgspec.structs.replace(node, spec=spec, state="down", message=message, updated=now))
             attachments.drop(tx, peer.node_id)
 
         await self._tables.update(mark)
+        await self._without(peer.node_id)
         log.info("node %s left the swarm", peer.node_id)
-        await self._dispatcher.close(peer.node_id, CLOSE_REMOVED, "the node left the swarm")
+        if self.dispatcher is not None:
+            await self.dispatcher.close(peer.node_id, CLOSE_REMOVED, "the node left the swarm")
+        return web.Response(status=204)
+
+    async def _without(self, leaving: NodeID) -> None:
+        """Until a manager that leaves is no part of the store any more. Raises `Unavailable` when that takes long."""
+        tables = self._tables
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                while (node := tables.view.get(Node, leaving)) is not None and node.acting_role == "manager":
+                    await tables.changed(tables.view.revision)
+        except TimeoutError:
+            raise Unavailable(f"the managers could not do without node {leaving} in {LEAVE_TIMEOUT:g} s") from None
+
+    async def _expect_colleague(self) -> Colleagues:
+        if self._colleagues is None:
+            raise Unavailable("this manager cannot have another one beside it")
+        await self._colleagues.expect()
+        return self._colleagues
+
+    async def _become_manager(self, request: web.Request) -> web.Response:
+        node = self._fellow(request)
+        colleagues = await self._expect_colleague()
+        return _json(await colleagues.admit(node, await _body(request, ManagerRequest)))
+
+    async def _tell(self, request: web.Request) -> web.Response:
+        self._fellow(request)
+        asked = await _body(request, TellRequest)
+        if self.dispatcher is None or not await self.dispatcher.tell(asked.node, asked.frame):
+            raise NotFound(f"node {asked.node} has no session here")
         return web.Response(status=204)
 
     async def _attach(self, request: web.Request) -> web.Response:
@@ -184,12 +260,14 @@ class ClusterServer:
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
         _, peer = self._member(request)
+        if self.dispatcher is None:
+            raise self._elsewhere()
         ws = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=CLOSE_TIMEOUT)
         await ws.prepare(request)
         channel = _SocketChannel(ws)
         self._channels.add(channel)
         try:
-            await self._dispatcher.serve(peer.node_id, channel, _frames(ws), request.remote or "")
+            await self.dispatcher.serve(peer.node_id, channel, _frames(ws), request.remote or "")
         except Invalid as error:
             log.warning("session of node %s closed: %s", peer.node_id, error)
             await channel.close(CLOSE_MALFORMED, str(error))
@@ -205,9 +283,18 @@ class ClusterServer:
             await channel.close(WSCloseCode.GOING_AWAY, "the manager stops")
         return ws
 
+    def _elsewhere(self) -> Unavailable:
+        leader = self._tables.view.get(Node, self._manager.leader) if self._manager.leader else None
+        if leader is None or not leader.manager_addr or self._manager.leader == self._manager.me:
+            return Unavailable(NO_LEADER)
+        return Elsewhere(leader.manager_addr)
+
+    async def hang_up(self, reason: str) -> None:
+        """End all sessions: their agents look for the leader."""
+        await asyncio.gather(*(channel.close(WSCloseCode.GOING_AWAY, reason) for channel in self._channels))
+
     async def _hang_up(self, _: web.Application) -> None:
-        goodbyes = [channel.close(WSCloseCode.GOING_AWAY, "the manager stops") for channel in self._channels]
-        await asyncio.gather(*goodbyes)
+        await self.hang_up("the manager stops")
 
     def _member(self, request: web.Request) -> tuple[Node, Peer]:
         """The node whose certificate the caller showed. Raises `Forbidden` when it is no member (any more)."""
@@ -219,6 +306,13 @@ class ClusterServer:
                 f"node {peer.node_id} was removed from this swarm: leave it with `swarm leave` and join again"
             )
         return node, peer
+
+    def _fellow(self, request: web.Request) -> Node:
+        """The manager who calls. Raises `Forbidden` when its certificate or the store says that it is none."""
+        node, peer = self._member(request)
+        if peer.role != "manager" or node.spec.role != "manager":
+            raise Forbidden(f"node {node.id} is no manager of this swarm")
+        return node
 
 
 class _SocketChannel:
@@ -247,16 +341,21 @@ async def _frames(ws: web.WebSocketResponse) -> AsyncIterator[bytes]:
 
 @web.middleware
 async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+    leader = ""
     try:
         return await handler(request)
     except HivemeshError as error:
         status = next(status for kind, status in STATUS if isinstance(error, kind))
         message = str(error)
+        if isinstance(error, Elsewhere):
+            leader, status = error.leader, 421
     except web.HTTPException as error:
         status, message = error.status, f"{error.reason}: {request.method} {request.path}"
     header = message.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
     response = _json(Refusal(message=message), status=status)
     response.headers[REFUSAL_HEADER] = header[:500]
+    if leader:
+        response.headers[LEADER_HEADER] = leader
     return response
 
 

@@ -54,3 +54,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     manager_addr: str = ""  # host:2377 on managers
     attachments: tuple[Attachment, ...] = ()  # the node's own address on each overlay it takes part in
+
+    @property
+    def acting_role(self) -> Role:
+        """What the node should act as: one that was demoted stays a manager until its part of the store is removed."""
+        return "manager" if self.manager_addr else self.spec.role

@@ -24,6 +24,7 @@ from hivemesh.control import swarm
 from hivemesh.control.manager import Manager
 from hivemesh.engine.api import EngineInfo
 from hivemesh.model.errors import NotFound
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, TaskID, new_id
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.store.sqlite import SqliteStore
@@ -49,6 +50,7 @@ class Machine:
     attached: AttachedContainers | None = None
     is_manager: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    generic: tuple[GenericResource, ...] = ()
     clock: Clock = field(default_factory=SystemClock)
     engine: Path | None = None
     joined: SwarmJoin | None = None
@@ -81,7 +83,7 @@ class Machine:
         )
         node = msgspec.structs.replace(node, state="ready")
         await swarm.found(tables, (cluster, node, ingress))
-        self.manager = Manager(tables, self.clock)
+        self.manager = Manager(tables, self.clock, me=node_id)
         self.node_id, self.node_addr, self.state, self.is_manager = node_id, "198.51.100.11", "active", True
         self.remote_managers = (RemoteManager(addr="198.51.100.11:2377", node_id=node_id),)
         for step in (tables.run(), self.manager.run(), self._act(tables)):

@@ -22,7 +22,7 @@ from hivemesh.control.server import ClusterServer
 from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.cluster import Dispatcher as DispatcherSpec
 from hivemesh.model.ids import ClusterID, NodeID, ServiceID, TaskID, new_id
-from hivemesh.model.node import Node, NodeDescription
+from hivemesh.model.node import Node, NodeDescription, NodeSpec
 from hivemesh.model.service import TaskSpec
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.pki import Authority, make_request, new_token
@@ -158,12 +158,25 @@ class Swarm:
 
 @asynccontextmanager
 async def open_swarm(
-    directory: Path, *, clock: Clock | None = None, heartbeat: float = 5.0, port: int = 0, name: str = "manager"
+    directory: Path,
+    *,
+    clock: Clock | None = None,
+    heartbeat: float = 5.0,
+    port: int = 0,
+    name: str = "manager",
+    beside: Swarm | None = None,
 ) -> AsyncIterator[Swarm]:
-    """A manager that serves until the block ends; on a directory used before it goes on with what is there."""
+    """A manager that serves until the block ends; on a directory used before it goes on with what is there.
+
+    `beside` another one it has the same store, and does not lead.
+    """
     data = directory / name
     data.mkdir(parents=True, exist_ok=True)
-    store = await SqliteStore.open(data)
+    store = await SqliteStore.open(data) if beside is None else beside.tables.store
+    if beside is not None:
+        (data / "node.pem").write_bytes((directory / "manager" / "node.pem").read_bytes())
+        leader = Node(id=NodeID("m"), spec=NodeSpec(role="manager"), manager_addr=beside.manager)
+        await beside.tables.update(lambda tx: tx.put(leader))
     tables = Tables(store)
     await tables.load()
     following = asyncio.create_task(tables.run())
@@ -188,8 +201,8 @@ async def open_swarm(
     port = port or free_port()
     dispatcher = Dispatcher(tables, clock)
     server = ClusterServer(
-        Manager(tables, clock),
-        dispatcher,
+        Manager(tables, clock, me=NodeID("m" if beside is None else "f"), elected=lambda: NodeID("m")),
+        dispatcher if beside is None else None,
         certificate=data / "node.pem",
         listen=f"0.0.0.0:{port}",
         clock=SystemClock(),
@@ -206,4 +219,5 @@ async def open_swarm(
         for task in (*running, following):
             task.cancel()
         await asyncio.gather(*running, following, return_exceptions=True)
-        await store.close()
+        if beside is None:
+            await store.close()

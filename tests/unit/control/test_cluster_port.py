@@ -13,17 +13,17 @@ from port_rig import LOOPBACK, Swarm, eventually, open_swarm
 
 from hivemesh.agent import inquiry
 from hivemesh.agent.identity import load
-from hivemesh.agent.join import join, leave, renew
+from hivemesh.agent.join import act_as_manager, join, leave, renew, tell
 from hivemesh.model.addr import MAC, VNI
 from hivemesh.model.cluster import Dispatcher
-from hivemesh.model.errors import Forbidden, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.errors import Forbidden, Invalid, NotFound, Unavailable
 from hivemesh.model.ids import EndpointID, NetworkID
 from hivemesh.model.network import Network, NetworkSpec, Subnet
-from hivemesh.model.node import Node, NodeSpec
+from hivemesh.model.node import Node, NodeSpec, Role
 from hivemesh.model.task import Attachment, TaskState, TaskStatus
 from hivemesh.pki import MANAGER_NAME, client_context, new_token
 from hivemesh.wire import codec
-from hivemesh.wire.control import TaskItem
+from hivemesh.wire.control import LogsUnwanted, TaskItem, TellRequest
 
 
 async def try_join(swarm: Swarm, token: str, *, remotes: list[str] | None = None) -> None:
@@ -147,10 +147,71 @@ async def test_rotated_token_is_refused_and_members_stay(tmp_path: Path) -> None
         await swarm.join("n2")
 
 
-async def test_manager_token_is_refused_in_clear_words(tmp_path: Path) -> None:
+async def test_a_manager_that_cannot_have_another_one_refuses_before_it_admits(tmp_path: Path) -> None:
     async with open_swarm(tmp_path) as swarm:
-        with pytest.raises(Unsupported, match="worker token"):
+        nodes = len(swarm.tables.view.all(Node))
+        with pytest.raises(Unavailable, match="cannot have another"):
             await try_join(swarm, swarm.cluster.manager_token)
+        assert len(swarm.tables.view.all(Node)) == nodes
+
+
+async def test_a_manager_that_does_not_lead_sends_agents_to_the_leader(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as leading, open_swarm(tmp_path, name="other", beside=leading) as following:
+        agent = await leading.agent("n1")
+        await agent.stop()
+        identity = agent.session.identity.with_managers((following.manager,))
+        again = await following.connect(identity)
+        assert again.session.identity.facts.node_id == agent.node
+        await eventually(lambda: leading.node(agent.node).state == "ready" and len(again.assigned) > 0)
+
+
+async def test_without_a_leader_agents_wait_and_are_told_why(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        dispatcher, swarm.server.dispatcher = swarm.server.dispatcher, None
+        await swarm.server.hang_up("the leader changed")
+        await eventually(lambda: "does not have a leader" in agent.session.error)
+        swarm.server.dispatcher = dispatcher
+        await eventually(lambda: agent.session.error == "")
+
+
+async def test_workers_cannot_do_what_managers_ask_each_other(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        identity = await swarm.join("n1")
+        with pytest.raises(Forbidden, match="no manager"):
+            await act_as_manager(identity, "")
+        unread = TellRequest(node=identity.facts.node_id, frame=LogsUnwanted(id="1"))
+        assert not await tell(identity, swarm.manager, unread)
+        # nor one whose certificate says manager, and the store worker
+        promoted = swarm.node(identity.facts.node_id)
+        as_manager = msgspec.structs.replace(promoted.spec, role="manager")
+        await swarm.tables.update(lambda tx: tx.put(msgspec.structs.replace(promoted, spec=as_manager)))
+        identity = await renew(identity)
+        assert identity.facts.role == "manager"
+        with pytest.raises(Unavailable, match="cannot have another"):
+            await act_as_manager(identity, "")
+        demoted = msgspec.structs.replace(swarm.node(promoted.id), spec=promoted.spec)
+        await swarm.tables.update(lambda tx: tx.put(demoted))
+        with pytest.raises(Forbidden, match="no manager"):
+            await act_as_manager(identity, "")
+
+
+async def test_a_promoted_node_gets_a_certificate_for_its_role_and_a_demoted_one_loses_it(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+
+        async def become(role: Role) -> None:
+            node = swarm.node(agent.node)
+            spec = msgspec.structs.replace(node.spec, role=role)
+            await swarm.tables.update(lambda tx: tx.put(msgspec.structs.replace(node, spec=spec)))
+            async with asyncio.timeout(5):
+                await agent.session.role_is(role)
+            loaded = load(tmp_path / "n1")
+            assert loaded is not None
+            assert loaded.facts.role == role
+
+        await become("manager")
+        await become("worker")
 
 
 async def test_token_of_another_swarm_is_never_sent(tmp_path: Path) -> None:

@@ -345,18 +345,12 @@ def demote(world: World) -> None:
     world.change(lambda tx: nodes.update(tx, node.id, node.version, NodeSpec(role="worker"), world.now))
 
 
-def promote(world: World) -> None:
-    node = world.node("n2")
-    world.change(lambda tx: nodes.update(tx, node.id, node.version, NodeSpec(role="manager"), world.now))
-
-
 @pytest.mark.parametrize(
     ("act", "error", "words"),
     [
         (remove_manager, Invalid, "It must be demoted to worker before removal"),
         (remove_living, Invalid, "is not down and can't be removed"),
         (demote, Invalid, "attempting to demote the last manager of the swarm"),
-        (promote, Unsupported, "this version has one manager"),
     ],
 )
 def test_what_a_node_cannot_is_refused(act: Callable[[World], None], error: type[HivemeshError], words: str) -> None:
