@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from hivemesh.clock import Clock
 from hivemesh.engine.api import EngineInfo
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
@@ -77,6 +78,11 @@ class LocalNode(Protocol):
 
     @property
     def data_dir(self) -> Path: ...
+
+    @property
+    def generic(self) -> tuple[GenericResource, ...]:
+        """What tasks may take of this node."""
+        ...
 
     @property
     def labels(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from hivemesh.api.http import MAX_VERSION, MIN_VERSION, answer, local_of, versio
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import HivemeshError, Unsupported
 from hivemesh.model.node import Node
+from hivemesh.wire import codec
 from hivemesh.wire.engine import objects
 
 log = logging.getLogger("hivemesh.api")
@@ -165,7 +166,7 @@ def _machine(local: LocalNode) -> dict[str, Any]:
         "HttpsProxy": "",
         "NoProxy": "",
         "Labels": [f"{key}={value}" for key, value in local.labels.items()],
-        "GenericResources": [],
+        "GenericResources": codec.to_builtins(local.generic),
         "FirewallBackend": {"Driver": "nftables"},
         "Isolation": "",
         "Swarm": {},

@@ -40,6 +40,7 @@ from hivemesh.kernel.probe import missing
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import HivemeshError, Invalid, NotFound, Unavailable
+from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import NodeDescription
 from hivemesh.pki import Authority, make_request, new_token
@@ -171,6 +172,10 @@ class Daemon:
     @property
     def data_dir(self) -> Path:
         return self._config.data_dir
+
+    @property
+    def generic(self) -> tuple[GenericResource, ...]:
+        return self._config.generic
 
     @property
     def labels(self) -> dict[str, str]:

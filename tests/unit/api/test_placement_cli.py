@@ -153,3 +153,11 @@ async def test_our_own_command_says_the_same() -> None:
             "MemoryBytes": 64 << 20,
             "GenericResources": [{"DiscreteResourceSpec": {"Kind": "GPU", "Value": 2}}],
         }
+
+
+async def test_info_shows_what_tasks_may_take_of_the_node() -> None:
+    async with manager_api() as api:
+        assert await api.docker("info", "--format", "{{json .GenericResources}}") == "[]\n"
+        api.machine.generic = parse(["GPU=a"])
+        shown = json.loads(await api.docker("info", "--format", "{{json .GenericResources}}"))
+        assert shown == [{"NamedResourceSpec": {"Kind": "GPU", "Value": "a"}}]
