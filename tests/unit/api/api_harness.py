@@ -25,7 +25,6 @@ from hivemesh.control.manager import Manager
 from hivemesh.engine.api import EngineInfo
 from hivemesh.model.errors import NotFound
 from hivemesh.model.generic import GenericResource
-from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, TaskID, new_id
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.store.sqlite import SqliteStore
@@ -51,7 +50,6 @@ class Machine:
     attached: AttachedContainers | None = None
     is_manager: bool = False
     labels: dict[str, str] = field(default_factory=dict)
-    generic: tuple[GenericResource, ...] = ()
     generic: tuple[GenericResource, ...] = ()
     clock: Clock = field(default_factory=SystemClock)
     engine: Path | None = None
