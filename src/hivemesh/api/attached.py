@@ -39,7 +39,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     attached = local_of(request).attached
     names = containers.networks_of(body) if isinstance(body, dict) else ()
     if attached is None or not names:
-        return await passthrough.forward(request, _beside(attached, body, data))
+        return await passthrough.exchange(request, _beside(attached, body, data))
     await request.app[passthrough.ENGINE].socket(request)  # a node without one says so before anything else
     await _check(request, attached, names)
     wish = containers.wish_of(body)
@@ -248,25 +248,25 @@ def _refuse_builtin(network: str) -> None:
 
 @routes.get("/containers/{ref}/json")
 async def inspect(request: web.Request) -> web.StreamResponse:
-    attached = local_of(request).attached
-    if attached is None or not attached.any:
-        return await passthrough.forward(request)
-    seen = await passthrough.exchange(request)
-    value = strict.decode(_bytes(seen)) if seen.status == 200 else {}
-    owner = attached.owner_of(str(value.get("Id")))
-    return answer(containers.inspected(value, attached.shown(owner))) if owner is not None else seen
+    attached, seen = local_of(request).attached, await passthrough.exchange(request)
+    if seen.status != 200:
+        return seen
+    value = strict.decode(_bytes(seen))
+    owner = attached.owner_of(str(value.get("Id"))) if attached is not None else None
+    if attached is None or owner is None:
+        return answer(localnets.with_builtin(value))
+    return answer(containers.inspected(value, attached.shown(owner)))
 
 
 @routes.get("/containers/json")
 async def list_containers(request: web.Request) -> web.StreamResponse:
-    attached = local_of(request).attached
-    if attached is None or not attached.any:
-        return await passthrough.forward(request)
-    seen = await passthrough.exchange(request)
+    attached, seen = local_of(request).attached, await passthrough.exchange(request)
     if seen.status != 200:
         return seen
     found = strict.decode(_bytes(seen)) or []
     wanted = _network_filter(request)
+    if attached is None:
+        return answer(found)
     if wanted:
         found += await _on_networks(request, attached, wanted, {value["Id"] for value in found})
     return answer([_listed(attached, value) for value in found])
@@ -274,7 +274,7 @@ async def list_containers(request: web.Request) -> web.StreamResponse:
 
 def _listed(attached: "AttachedContainers", value: Any) -> Any:
     owner = attached.owner_of(value["Id"])
-    return containers.listed(value, attached.shown(owner)) if owner is not None else value
+    return containers.listed(value, attached.shown(owner)) if owner is not None else localnets.with_builtin(value)
 
 
 def _network_filter(request: web.Request) -> list[str]:

@@ -71,7 +71,7 @@ class Plumber:
 
     def _create(self, door: Rtnl, link: Link, outer: Outer) -> list[str]:
         if isinstance(link, Bridge):
-            failures = _send(door, [add_bridge(link.name, link.mtu, link.mac)])
+            failures = _send(door, [add_bridge(link.name, link.mac)])
         elif isinstance(link, Vxlan):
             failures = self._create_vxlan(door, link)
         elif isinstance(link, Macvlan):
@@ -84,6 +84,8 @@ class Plumber:
         if made is None:
             return failures
         finish = [set_link(made.index, link.name, up=True)] if isinstance(link, Veth | Macvlan) else []
+        if isinstance(link, Bridge) and made.mtu != link.mtu:
+            finish.append(set_link(made.index, link.name, mtu=link.mtu))
         if link.alias:
             finish.append(set_link(made.index, link.name, alias=link.alias))
         return _send(door, finish)

@@ -69,7 +69,7 @@ def _links() -> list[tuple[str, Message]]:
         return add_vxlan(name, vni=vni, port=4789, local=local, mtu=1450, master=0, namespace=None)
 
     return [
-        ("bridges", add_bridge("br0", 1450, None)),
+        ("bridges", add_bridge("br0", None)),
         (
             "veth pairs",
             add_veth("probe0", "probe1", mtu=1450, mac=MAC("02:42:00:00:00:01"), master=0, namespace=None),

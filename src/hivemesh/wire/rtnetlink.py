@@ -146,11 +146,14 @@ def link_question(name: str) -> bytes:
     return pack(GETLINK, ACK, 1, _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name) + u32(29, _SKIP_STATISTICS))
 
 
-def add_bridge(name: str, mtu: int, mac: MAC | None) -> Message:
-    """Up, no spanning tree, no multicast filtering: neighbour discovery must pass without a querier."""
+def add_bridge(name: str, mac: MAC | None) -> Message:
+    """Up, no spanning tree, no multicast filtering: neighbour discovery must pass without a querier.
+
+    Its MTU is to be set afterwards: a bridge follows the MTUs of its ports unless somebody has changed its own.
+    """
     own = attribute(1, mac_bytes(mac)) if mac else b""
     info = nested(18, text(1, "bridge"), nested(2, u32(5, 0), u8(23, 0)))
-    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(3, name) + u32(4, mtu) + own + info
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(3, name) + own + info
     return Message("add_link", name, NEWLINK, CREATE | EXCLUSIVE, body)
 
 

@@ -136,6 +136,20 @@ def builtin(name: str, driver: str) -> Json:
     return _network(name, builtin_id(name), driver, created=timestamp(0.0))
 
 
+def with_builtin(value: Json) -> Json:
+    """A container of the engine's, inspected or listed, with the network that its mode stands for."""
+    mode = (value.get("HostConfig") or {}).get("NetworkMode")
+    settings = value.get("NetworkSettings") or {}
+    if mode not in BUILTIN or settings.get("Networks"):
+        return value
+    endpoint = {
+        "IPAMConfig": None, "Links": None, "Aliases": None, "MacAddress": "", "DriverOpts": None, "GwPriority": 0,
+        "NetworkID": builtin_id(mode), "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0,
+        "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": None,
+    }  # fmt: skip
+    return value | {"NetworkSettings": settings | {"Networks": {mode: endpoint}}}
+
+
 def _network(name: str, identifier: str, driver: str, *, created: str, **more: Any) -> Json:
     return {
         "Name": name,
