@@ -12,7 +12,7 @@ help:
 	@echo 'make soak         the long forms of tests: scaling under load, hundreds of random operations (many minutes)'
 	@echo 'make check        formatting, lint, types'
 	@echo 'make setup        packages, virtual environment, commands (the above call it)'
-	@echo 'make bench        mesh and virtual addresses against straight to the task; names; memory, idle CPU'
+	@echo 'make bench        mesh and virtual addresses against straight to the task; names, services, API; memory, idle CPU'
 	@echo 'make lock         resolve the dependencies anew'
 
 setup:

@@ -1,12 +1,12 @@
-"""`make bench`: every comparison side by side. Arguments choose among: footprint, mesh, vip, converge, dns, names."""
+"""`make bench`: every comparison side by side. Arguments choose among them, by the names in `PARTS`."""
 
 import sys
 import time
 
-from bench import converge, dns, footprint, mesh, names, rig, vip
+from bench import api, converge, create, dns, footprint, mesh, names, rig, vip
 
 WITH_CONTAINERS = ("footprint", "mesh", "vip", "converge")
-WITH_PROCESSES = ("dns", "names")
+WITH_PROCESSES = ("dns", "names", "create", "api")
 """Their tasks are plain processes: what is measured begins when one starts, whoever starts it."""
 PARTS = WITH_CONTAINERS + WITH_PROCESSES
 
@@ -33,6 +33,10 @@ def main() -> None:
                 dns.main(bed)
             if "names" in chosen:
                 names.main(bed)
+            if "create" in chosen:
+                create.main(bed)
+            if "api" in chosen:
+                api.main(bed)
 
 
 main()
