@@ -4,100 +4,19 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from engine_bed import IMAGE, TASK_LABEL, Bed
 
 from hivemesh.engine.api import ContainerRequest, Engine, EngineError, ImageNotFound
 from hivemesh.engine.podman import PodmanEngine
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.engine.service import PodmanService
 from hivemesh.model.service import ContainerSpec, HealthConfig, Resources
-from private_podman import BUSYBOX, private_podman
+from private_podman import BUSYBOX
 
-IMAGE = "localhost/contract:latest"
-TASK_LABEL = "com.docker.swarm.task.id"
-
-
-@dataclass
-class Bed:
-    """An engine under test and the sandbox its containers live in."""
-
-    engine: Engine
-    netns: str
-
-    def request(
-        self,
-        name: str,
-        *args: str,
-        env: tuple[str, ...] = (),
-        files: dict[str, str] | None = None,
-        secrets: dict[str, str] | None = None,
-    ) -> ContainerRequest:
-        return ContainerRequest(
-            name=name,
-            spec=ContainerSpec(image=IMAGE, args=args, env=env),
-            resources=Resources(),
-            labels={TASK_LABEL: f"id-of-{name}", "com.docker.swarm.task": ""},
-            netns=self.netns,
-            hostname="box",
-            files=files or {},
-            secrets=secrets or {},
-        )
-
-    async def run(
-        self,
-        name: str,
-        *args: str,
-        env: tuple[str, ...] = (),
-        files: dict[str, str] | None = None,
-        secrets: dict[str, str] | None = None,
-    ) -> str:
-        await self.engine.ensure_image(IMAGE)
-        container = await self.engine.create(self.request(name, *args, env=env, files=files, secrets=secrets))
-        await self.engine.start(container)
-        return container
-
-
-@pytest.fixture(scope="session")
-def podman_files() -> Iterator[dict[str, str]]:
-    changes = ['ENTRYPOINT ["/bin/busybox"]']
-    with private_podman(IMAGE, ("sh", "sleep", "cat", "hostname"), changes) as variables:
-        yield variables
-
-
-@pytest.fixture
-def netns(request: pytest.FixtureRequest) -> Iterator[str]:
-    name = f"hmt-eng-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    yield f"/run/netns/{name}"
-    subprocess.run(["ip", "netns", "delete", name], check=True)
-
-
-@pytest.fixture(params=["podman", "process"])
-async def bed(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    netns: str,
-    podman_files: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Bed]:
-    for name, value in podman_files.items():
-        monkeypatch.setenv(name, value)
-    engine: Engine
-    if request.param == "podman":
-        engine = PodmanEngine(PodmanService(tmp_path))
-    else:
-        engine = ProcessEngine(tmp_path / "process", {IMAGE: [BUSYBOX]})
-    bed = Bed(engine, netns)
-    try:
-        yield bed
-    finally:
-        for info in await bed.engine.list():
-            await bed.engine.remove(info.id)
-        await bed.engine.close()
+pytest_plugins = ("engine_beds",)
 
 
 async def test_started_container_runs_inside_the_sandbox(bed: Bed) -> None:

@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hivemesh.model.container import ContainerSpec, HealthConfig, LogDriver
 from hivemesh.model.errors import HivemeshError
-from hivemesh.model.service import ContainerSpec, HealthConfig, Resources
+from hivemesh.model.service import Resources
 
 TASK_LABEL = "com.docker.swarm.task.id"
 
@@ -28,6 +29,7 @@ class ContainerRequest:
     labels: dict[str, str]
     netns: str  # path
     hostname: str
+    log_driver: LogDriver | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # path inside, to the file of ours that stands there
     secrets: Mapping[str, str] = field(default_factory=dict)  # likewise, files in memory: for reading only
 

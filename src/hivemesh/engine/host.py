@@ -19,6 +19,11 @@ CONF = "CONTAINERS_CONF"
 MACHINE_FILES = (Path("/usr/share/containers/containers.conf"), Path("/etc/containers/containers.conf"))
 MACHINE_DIRECTORY = Path("/etc/containers/containers.conf.d")
 CAP_SYS_RESOURCE = 24  # linux/capability.h
+INITS = ("catatonit", "tini-static", "docker-init")
+"""Programs that run as a container's first process, forward signals and reap. No library is needed: any image will do.
+"""
+PODMANS_OWN = "/usr/libexec/podman:/usr/local/libexec/podman"
+"""Where Podman looks for catatonit by itself."""
 PODMAN_PROCESSES = 1048576
 """Podman raises its own limits to this where it may, and lowers RLIMIT_NPROC to kernel.pid_max where that is less."""
 
@@ -61,9 +66,13 @@ def host_needs(
         why.append("systemd does not run here")
     if not (run / "systemd/journal").is_dir():
         engine["events_logger"] = "file"
-    if not _may_raise_limits(proc):
-        containers["default_ulimits"] = _own_limits(proc)
+    if limits := own_limits(proc):
+        containers["default_ulimits"] = [f"{name}={most}:{most}" for name, most in limits.items()]
         why.append("limits cannot be raised without CAP_SYS_RESOURCE")
+    init = next((found for name in INITS if (found := shutil.which(name))), None)
+    if init and not shutil.which("catatonit", path=PODMANS_OWN):
+        engine["init_path"] = init
+        why.append(f"catatonit is not installed, {init} is")
     settings = {name: values for name, values in (("engine", engine), ("containers", containers)) if values}
     return HostNeeds(settings, "Podman gets settings of ours: " + "; ".join(why) if why else "")
 
@@ -98,15 +107,17 @@ def _may_raise_limits(proc: Path) -> bool:
     return True
 
 
-def _own_limits(proc: Path) -> list[str]:
-    """Our own hard limits as `name=soft:hard`, no higher than Podman sets its own."""
-    limits = []
+def own_limits(proc: Path = Path("/proc")) -> dict[str, int]:
+    """Of what Podman raises unasked, the most that this machine allows; empty where all can be raised."""
+    if _may_raise_limits(proc):
+        return {}
+    limits = {}
     for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
         hard = resource.getrlimit(kind)[1]
         ceiling = PODMAN_PROCESSES if hard == resource.RLIM_INFINITY else min(hard, PODMAN_PROCESSES)
         if name == "nproc":
             ceiling = min(ceiling, int((proc / "sys/kernel/pid_max").read_text()))
-        limits.append(f"{name}={ceiling}:{ceiling}")
+        limits[name] = ceiling
     return limits
 
 

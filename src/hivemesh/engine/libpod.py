@@ -1,12 +1,16 @@
 """Podman's own REST API (libpod, 4.0 and later) as values: requests built, answers read; no sockets."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, ImageFacts, Output
+from hivemesh.engine.mounts import mounts_of
 from hivemesh.engine.processes import signal_number
-from hivemesh.model.service import HealthConfig, Mount
+from hivemesh.model.container import HealthConfig, LogDriver, Privileges, Ulimit
+from hivemesh.model.privilege import UNLIMITED
 from hivemesh.wire.logs import nanoseconds
 
 PREFIX = "/v4.0.0/libpod"
@@ -18,6 +22,11 @@ SANDBOX_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
 """As every sandbox has it. Podman's default is `0 0`, written into the sandbox when the container starts."""
 HOSTS, RESOLV_CONF = "/etc/hosts", "/etc/resolv.conf"
 """Podman writes both for a container, unless told that the image has its own."""
+INFINITY = (1 << 64) - 1
+"""RLIM_INFINITY."""
+LOG_FILES = ("", "json-file", LOG_DRIVER)
+"""Names of log drivers that mean a file beside the container: Docker's, and Podman's own."""
+SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 RUNNING = {"running", "paused", "stopping"}
 ENDED = {"exited", "stopped"}
 INITIALIZED = "initialized"
@@ -77,6 +86,21 @@ class Image(msgspec.Struct, frozen=True, rename="pascal"):
         return ImageFacts(health=self.healthcheck, exposed=exposed, entrypoint=bool(config.entrypoint))
 
 
+class Volume(msgspec.Struct, frozen=True, rename="pascal"):
+    """`GET /volumes/{name}/json`."""
+
+    driver: str = ""
+    mountpoint: str = ""
+    options: dict[str, str] | None = None
+
+
+class Created(msgspec.Struct, frozen=True, rename="pascal"):
+    """The answer to `POST /containers/create`."""
+
+    id: str
+    warnings: list[str] | None = None
+
+
 class ExecSession(msgspec.Struct, frozen=True, rename="pascal"):
     """`GET /exec/{id}/json`."""
 
@@ -98,24 +122,35 @@ class PullLine(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What was found or made on this machine before a container is created."""
+
+    image: str  # by the name it has here
+    images: Mapping[str, str] = field(default_factory=dict)  # likewise, of those that are mounted
+    subpaths: Mapping[str, str] = field(default_factory=dict)  # of mounts that are a part of a volume: target, path
+    seccomp: str = ""  # path of the profile
+    limits: Mapping[str, int] = field(default_factory=dict)  # of what Podman would raise further than it may
+
+
+def create_body(request: ContainerRequest, prepared: Prepared) -> dict[str, Any]:
     """The SpecGenerator that makes a container in the namespace at `request.netns`. Raises `EngineError`."""
     spec = request.spec
     body: dict[str, Any] = {
         "name": request.name,
-        "image": image,
+        "image": prepared.image,
         "labels": request.labels,
         "netns": {"nsmode": "path", "value": request.netns},
         "env": dict(_variable(entry) for entry in spec.env),
         "httpproxy": False,  # the daemon's own proxy settings are no business of a container
-        "log_configuration": {"driver": LOG_DRIVER},
+        "log_configuration": _log(request.log_driver or LogDriver()),
         "stop_timeout": round(spec.stop_grace_period / 1e9),
         "terminal": spec.tty,
         "stdin": spec.open_stdin,
         "read_only_filesystem": spec.read_only,
-        "mounts": [*(_mount(m) for m in (*_files(request), *spec.mounts) if m.type != "volume"), *_secrets(request)],
-        "volumes": [_volume(m) for m in spec.mounts if m.type == "volume"],
         "healthconfig": {"Test": ["NONE"]},  # Podman's own checks need systemd's timers: the agent makes them
+        **mounts_of(request, prepared.subpaths, prepared.images),
+        **_privileges(spec.privileges or Privileges(), prepared.seccomp),
     }
     if HOSTS in request.files:
         body["use_image_hosts"] = True
@@ -141,6 +176,8 @@ def create_body(request: ContainerRequest, image: str) -> dict[str, Any]:
         "cap_add": spec.capability_add,
         "cap_drop": spec.capability_drop,
         "sysctl": SANDBOX_SYSCTLS | spec.sysctls,
+        "oom_score_adj": spec.oom_score_adj,
+        "r_limits": _ulimits(spec.ulimits, prepared.limits),
     }
     body.update({name: value for name, value in optional.items() if value})
     limits = _limits(request)
@@ -224,34 +261,56 @@ def output_of(stream: int, line: bytes) -> Output:
         return Output(stream, 0, line)
 
 
-def _files(request: ContainerRequest) -> list[Mount]:
-    """Files of ours that stand in the container; what the user mounts there comes before them."""
-    spec = request.spec
-    taken = {mount.target for mount in spec.mounts}
-    return [
-        Mount(type="bind", source=source, target=target, read_only=spec.read_only)
-        for target, source in request.files.items()
-        if target not in taken
-    ]
+def _ulimits(wanted: tuple[Ulimit, ...], most: Mapping[str, int]) -> list[dict[str, Any]]:
+    """With the first of them, Podman forgets its settings about all others."""
+    if not wanted:
+        return []
+    found = {name: Ulimit(name=name, soft=ceiling, hard=ceiling) for name, ceiling in most.items()}
+    found |= {limit.name: limit for limit in wanted}
+
+    def number(value: int) -> int:
+        return INFINITY if value == UNLIMITED else value
+
+    return [{"type": limit.name, "soft": number(limit.soft), "hard": number(limit.hard)} for limit in found.values()]
 
 
-def _secrets(request: ContainerRequest) -> list[dict[str, Any]]:
-    options = ["bind", "ro", "nosuid", "nodev", "noexec"]
-    return [
-        {"type": "bind", "source": source, "destination": target, "options": options}
-        for target, source in request.secrets.items()
-    ]
+def _privileges(privileges: Privileges, profile: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if privileges.no_new_privileges:
+        found["no_new_privileges"] = True
+    if privileges.seccomp and privileges.seccomp.mode in ("unconfined", "custom"):
+        found["seccomp_profile_path"] = profile or "unconfined"
+    if privileges.app_armor and privileges.app_armor.mode == "disabled":
+        found["apparmor_profile"] = "unconfined"
+    if context := privileges.selinux_context:
+        parts = {"user": context.user, "role": context.role, "type": context.type, "level": context.level}
+        label = ["disable"] if context.disable else [f"{name}:{value}" for name, value in parts.items() if value]
+        if label:
+            found["selinux_opts"] = label
+    return found
 
 
-def _mount(mount: Mount) -> dict[str, Any]:
-    if mount.type == "tmpfs":
-        return {"type": "tmpfs", "destination": mount.target, "options": ["ro"] if mount.read_only else []}
-    access = "ro" if mount.read_only else "rw"
-    return {"type": "bind", "source": mount.source, "destination": mount.target, "options": ["rbind", access]}
+def _log(driver: LogDriver) -> dict[str, Any]:
+    found: dict[str, Any] = {"driver": LOG_DRIVER if driver.name in LOG_FILES else driver.name}
+    for name, value in driver.options.items():
+        match driver.name, name:
+            case ("" | "json-file" | "k8s-file", "max-size"):
+                found["size"] = _size(value)
+            case ("journald", "tag"):
+                found["options"] = {"tag": value}
+            case _:
+                raise EngineError(f"LogDriver {driver.name or LOG_DRIVER}: the option {name} is not supported")
+    return found
 
 
-def _volume(mount: Mount) -> dict[str, Any]:
-    return {"Name": mount.source, "Dest": mount.target, "Options": ["ro" if mount.read_only else "rw"]}
+def _size(text: str) -> int:
+    """Bytes of `10m`. Raises `EngineError`."""
+    number = text.strip().lower().removesuffix("b")
+    unit = number[-1:] if number[-1:] in SIZES else ""
+    number = number.removesuffix(unit)
+    if not number.isascii() or not number.isdecimal():
+        raise EngineError(f"LogDriver: invalid max-size {text!r}: write bytes, or a number with a unit, such as 10m")
+    return int(number) * SIZES[unit]
 
 
 def _limits(request: ContainerRequest) -> dict[str, Any]:
@@ -264,6 +323,11 @@ def _limits(request: ContainerRequest) -> dict[str, Any]:
         memory["limit"] = limits.memory_bytes
     if reservations and reservations.memory_bytes:
         memory["reservation"] = reservations.memory_bytes
+    swap, swappiness = request.resources.swap_bytes, request.resources.memory_swappiness
+    if swap is not None:
+        memory["swap"] = swap if swap < 0 else swap + (limits.memory_bytes if limits else 0)
+    if swappiness is not None and swappiness >= 0:
+        memory["swappiness"] = swappiness
     if memory:
         found["memory"] = memory
     if limits and limits.pids:

@@ -33,6 +33,7 @@ from hivemesh.engine.host import HostNeeds, host_needs
 from hivemesh.engine.libpod import (
     INITIALIZED,
     PREFIX,
+    Created,
     ExecSession,
     Image,
     Inspected,
@@ -46,6 +47,7 @@ from hivemesh.engine.libpod import (
     output_of,
     words_of,
 )
+from hivemesh.engine.prepare import prepared
 from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.engine.service import PodmanService
 
@@ -64,6 +66,8 @@ KILL_TIMEOUT = 10.0
 OUTPUT_KEPT = 64 * 1024
 """Bytes of what a command in a container writes; the rest is read and dropped, so that it does not stand still."""
 UNKNOWN_EXIT = -1
+DISCARDED = "discarded"
+"""In Podman's warnings: a limit that the kernel does not have, and that it would leave out."""
 NO_LIMIT = aiohttp.ClientTimeout(total=None)
 
 
@@ -116,16 +120,20 @@ class PodmanEngine:
         return ImageFacts()
 
     async def create(self, request: ContainerRequest) -> str:
-        body = create_body(request, self._references.get(request.spec.image, request.spec.image))
-        async with self._starts:
+        async with prepared(request, self._call, self._image_here) as found, self._starts:
             try:
-                answer = await self._call("POST", "/containers/create", body=body)
+                answer = await self._call("POST", "/containers/create", body=create_body(request, found))
             except EngineError:
                 existing = await self._inspect(request.name)
                 if existing and info_of(existing).labels.get(TASK_LABEL) == request.labels.get(TASK_LABEL):
                     return existing.id
                 raise
-        return str(msgspec.json.decode(answer.body)["Id"])
+        made = msgspec.json.decode(answer.body, type=Created)
+        lost = [words for words in made.warnings or () if DISCARDED in words.lower()]
+        if lost:
+            await self.remove(made.id)
+            raise EngineError(f"this machine cannot do all that was asked: {'; '.join(lost)}")
+        return made.id
 
     async def start(self, container: str) -> ContainerInfo:
         async with self._starts:
@@ -263,6 +271,11 @@ class PodmanEngine:
                     pidfd_send_signal(handle, SIGKILL)
                 finally:
                     os.close(handle)
+
+    async def _image_here(self, image: str) -> str:
+        if image not in self._references:
+            await self.ensure_image(image)
+        return self._references[image]
 
     async def _has_image(self, reference: str) -> bool:
         path = f"/images/{quote(reference, safe='')}/exists"

@@ -37,6 +37,8 @@ from hivemesh.engine.api import (
     Output,
     Ran,
 )
+from hivemesh.engine.machine import Machine, refuse_impossible_process
+from hivemesh.engine.plainprocess import prefix_of, refuse
 from hivemesh.engine.processes import Processes, signal_number
 from hivemesh.wire.logs import STDOUT
 
@@ -64,6 +66,8 @@ exec "$@"' sh "$@"
 echo $? >exit.new && mv exit.new exit
 """
 """The outer shell waits and writes the exit code; the inner one says who it is and becomes the command.
+
+What changes user and rights (`prefix`) comes with the command: both shells need to write here.
 
 The command runs in the foreground: a shell would start background ones with SIGINT and SIGQUIT ignored.
 """
@@ -108,7 +112,7 @@ class _Stored(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     directory: str
     netns: str
-    user: str = ""
+    prefix: tuple[str, ...] = ()  # what makes a command run as it should
     files: dict[str, str] = {}
     secrets: dict[str, str] = {}
 
@@ -148,9 +152,9 @@ class ProcessEngine:
                 f"the process engine shares the machine's files, and this machine has no {', '.join(places)} in whose "
                 f"place a config or secret could stand: choose a target below {SECRETS}"
             )
-        refused = [m.target for m in spec.mounts if m.type != "bind" or m.source != m.target]
-        if refused:
-            raise EngineError(f"the process engine shares the machine's files and cannot mount {', '.join(refused)}")
+        refuse(request)
+        machine = Machine()
+        refuse_impossible_process(spec, machine, machine.capabilities())
         command = (spec.command or self._command_of(spec.image)) + spec.args
         stored = _Stored(
             name=request.name,
@@ -159,7 +163,7 @@ class ProcessEngine:
             environment={e.partition("=")[0]: e.partition("=")[2] for e in spec.env} | {"HOSTNAME": request.hostname},
             directory=spec.dir or "/",
             netns=request.netns,
-            user=spec.user,
+            prefix=tuple(prefix_of(spec)),
             files=dict(request.files),
             secrets=dict(request.secrets),
         )
@@ -203,7 +207,7 @@ class ProcessEngine:
             raise EngineError(f"container {container[:12]} does not run")
         enter = ["nsenter", f"--target={seen.pid}", "--net", "--mount", f"--wd={stored.directory}"]
         process = await asyncio.create_subprocess_exec(
-            *enter, *_as_user(stored.user), *command,
+            *enter, *stored.prefix, *command,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=_environment(stored), start_new_session=True,
         )  # fmt: skip
@@ -284,12 +288,11 @@ class ProcessEngine:
             enter = [*enter, *own, "sh", "-c", WITH_FILES, "sh", *pairs, "--", *confidential, "--"]
             if any(target.startswith(SECRETS) for target in stored.secrets):
                 self._make_secrets_place()
-        enter += _as_user(stored.user)
         environment = _environment(stored) | {"HIVEMESH_DIR": str(directory), "HIVEMESH_WD": stored.directory}
         with (directory / "log").open("ab") as output:
             # setsid forks and leaves, so that the shell belongs to nobody and ends with nobody.
             launcher = await asyncio.create_subprocess_exec(
-                "setsid", "--fork", *enter, "sh", "-c", SHELL, "sh", program, *stored.command[1:],
+                "setsid", "--fork", *enter, "sh", "-c", SHELL, "sh", *stored.prefix, program, *stored.command[1:],
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
             )  # fmt: skip
             await launcher.wait()
@@ -362,14 +365,6 @@ class ProcessEngine:
 
 def _environment(stored: _Stored) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), **stored.environment}
-
-
-def _as_user(name: str) -> list[str]:
-    """The command that makes the next one run as `user` or `user:group`."""
-    if not name:
-        return []
-    user, _, group = name.partition(":")
-    return ["setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups"]
 
 
 def _short(image: str) -> str:

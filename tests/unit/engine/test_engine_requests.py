@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from hivemesh.engine import host
 from hivemesh.engine.api import ContainerRequest, EngineError
 from hivemesh.engine.host import HostNeeds, containers_conf, host_needs
-from hivemesh.engine.libpod import create_body, demultiplexed, docker_reference, words_of
+from hivemesh.engine.libpod import Prepared, create_body, demultiplexed, docker_reference, words_of
 from hivemesh.engine.processes import signal_number
-from hivemesh.model.service import ContainerSpec, Mount, Reservations, ResourceLimits, Resources
+from hivemesh.model.container import ContainerSpec, Mount
+from hivemesh.model.service import Reservations, ResourceLimits, Resources
+
+A = Prepared(image="a")
 
 
 def request(spec: ContainerSpec, resources: Resources | None = None) -> ContainerRequest:
@@ -24,9 +27,9 @@ def request(spec: ContainerSpec, resources: Resources | None = None) -> Containe
 
 
 def test_command_and_arguments_replace_those_of_the_image() -> None:
-    body = create_body(request(ContainerSpec(image="a", command=("/srv",), args=("-v",))), "a")
+    body = create_body(request(ContainerSpec(image="a", command=("/srv",), args=("-v",))), A)
     assert (body["entrypoint"], body["command"]) == (("/srv",), ("-v",))
-    assert "entrypoint" not in create_body(request(ContainerSpec(image="a")), "a")
+    assert "entrypoint" not in create_body(request(ContainerSpec(image="a")), A)
 
 
 def test_limits_are_given_as_the_kernel_counts() -> None:
@@ -34,7 +37,7 @@ def test_limits_are_given_as_the_kernel_counts() -> None:
         limits=ResourceLimits(nano_cpus=1_500_000_000, memory_bytes=1 << 20, pids=7),
         reservations=Reservations(memory_bytes=1 << 19),
     )
-    assert create_body(request(ContainerSpec(image="a"), limits), "a")["resource_limits"] == {
+    assert create_body(request(ContainerSpec(image="a"), limits), A)["resource_limits"] == {
         "cpu": {"period": 100_000, "quota": 150_000},
         "memory": {"limit": 1 << 20, "reservation": 1 << 19},
         "pids": {"limit": 7},
@@ -51,7 +54,7 @@ def test_mounts_and_hosts_keep_their_meaning() -> None:
         ),
         hosts=("192.0.2.1 one two", "2001:db8::1 six"),
     )
-    body = create_body(request(spec), "a")
+    body = create_body(request(spec), A)
     assert body["mounts"][0] == {"type": "bind", "source": "/etc", "destination": "/e", "options": ["rbind", "ro"]}
     assert body["volumes"] == [{"Name": "data", "Dest": "/d", "Options": ["rw"]}]
     assert body["healthconfig"] == {"Test": ["NONE"]}
@@ -64,7 +67,7 @@ def test_files_of_ours_keep_podman_from_writing_its_own() -> None:
     asked = dataclasses.replace(
         request(ContainerSpec(image="a", hosts=("192.0.2.1 one",), mounts=(mine,))), files=files
     )
-    body = create_body(asked, "a")
+    body = create_body(asked, A)
     assert (body["use_image_hosts"], body["use_image_resolve_conf"]) == (True, True)
     assert "hostadd" not in body  # they stand in our file
     assert {mount["destination"]: mount["source"] for mount in body["mounts"]} == {
@@ -84,7 +87,7 @@ def test_output_of_a_command_is_put_together(pieces: list[tuple[int, bytes]], lo
 
 def test_unknown_stop_signal_is_refused() -> None:
     with pytest.raises(EngineError, match="SIGNONE"):
-        create_body(request(ContainerSpec(image="a", stop_signal="SIGNONE")), "a")
+        create_body(request(ContainerSpec(image="a", stop_signal="SIGNONE")), A)
 
 
 @pytest.mark.parametrize(
