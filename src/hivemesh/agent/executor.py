@@ -307,7 +307,6 @@ class Executor:
         """Nobody shall be refused for asking a server that has only just begun."""
         if not self._doors:
             return
-        self._say(TaskState.STARTING, "starting")
         if not await until_open(self._doors, lambda: listening.doors_of(self._pid), self._clock):
             name, doors = self.task.name, self._doors
             log.warning("task %s does not listen on %s after %g s: used all the same", name, doors, LISTEN_TIMEOUT)
