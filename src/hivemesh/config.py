@@ -21,5 +21,6 @@ class DaemonConfig:
     engine: str = "podman"  # or "process"
     process_images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     balancer: Literal["nftables", "ipvs"] = "nftables"
+    store: str = ""  # URL of an etcd cluster that holds the swarm's state; empty: our own
     labels: dict[str, str] = field(default_factory=dict)
     generic: tuple[GenericResource, ...] = ()  # what tasks may take of this node

@@ -160,6 +160,10 @@ def create_store_key(data_dir: Path) -> bytes:
     return key
 
 
+def has_store_key(data_dir: Path) -> bool:
+    return (data_dir / CERTIFICATES / STORE_KEY).exists()
+
+
 def keep_store_key(data_dir: Path, key: bytes) -> None:
     """The key of a store that other managers have, on disk when this returns."""
     write_private(data_dir / CERTIFICATES / STORE_KEY, key)

@@ -63,6 +63,8 @@ async def join(
     listen: str,
     availability: Availability = "active",
     hostname: str = "",
+    store: str = "",
+    etcd: bool = False,
 ) -> Identity:
     """Join through the first of `remotes` (host[:port]) that answers, and keep the identity under `data_dir`.
 
@@ -80,7 +82,13 @@ async def join(
         try:
             ca = await _pinned_ca(manager, parsed)
             asked = JoinRequest(
-                token=str(parsed), csr=request.csr, addr=str(addr), availability=availability, hostname=hostname
+                token=str(parsed),
+                csr=request.csr,
+                addr=str(addr),
+                availability=availability,
+                hostname=hostname,
+                store=store,
+                etcd=etcd,
             )
             answer = await _call("POST", manager, "/v1/join", client_context(ca), codec.to_json(asked))
         except Unreachable as error:
@@ -121,9 +129,9 @@ async def leave(identity: Identity) -> None:
         log.info("leaving: %s", error)
 
 
-async def act_as_manager(identity: Identity, outside: str) -> ManagerReply:
+async def act_as_manager(identity: Identity, store: str) -> ManagerReply:
     """What a node that has the role needs to begin with, of any other manager. Raises as `attach` does."""
-    asked = ManagerRequest(addr=identity.manager_addr, outside=outside)
+    asked = ManagerRequest(addr=identity.manager_addr, store=store)
     manager, answer = await _any("POST", "/v1/manager", _beside(identity), codec.to_json(asked))
     try:
         return codec.from_json(answer, ManagerReply)

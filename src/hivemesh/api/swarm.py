@@ -19,7 +19,7 @@ routes = web.RouteTableDef()
 async def init(request: web.Request) -> web.Response:
     local = local_of(request)
     wanted = requests.swarm_init(await body_of(request))
-    if local.state != "inactive":
+    if local.state != "inactive" and not wanted.force_new_cluster:
         raise Unavailable(ALREADY_IN_SWARM)
     return answer(await asyncio.shield(local.init(wanted)))  # a bare JSON string
 

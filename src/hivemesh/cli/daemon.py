@@ -49,6 +49,9 @@ Examples:
               help="What the process engine runs for an image; may be repeated.")  # fmt: skip
 @click.option("--balancer", type=click.Choice(["nftables", "ipvs"]), default="nftables", show_default=True,
               help="What spreads connections over a service's tasks, unless its labels say.")  # fmt: skip
+@click.option("--store", default="", metavar="URL",
+              help="Keep the swarm's state in this etcd cluster: etcd://HOST:PORT[,HOST:PORT...][/PREFIX], or etcds:// "
+                   "with ?ca=FILE&cert=FILE&key=FILE. Without it managers run their own.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
 @click.option("--node-generic-resource", "generic", multiple=True, metavar="NAME=VALUE", callback=_generic,
               help="What tasks may take of this node: SSD=3, or GPU=id1 for each; may be repeated.")  # fmt: skip
@@ -62,6 +65,7 @@ def main(
     engine: str,
     images: tuple[str, ...],
     balancer: Literal["nftables", "ipvs"],
+    store: str,
     labels: tuple[str, ...],
     generic: tuple[GenericResource, ...],
     log_level: str,
@@ -80,6 +84,7 @@ def main(
         engine=engine,
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
         balancer=balancer,
+        store=store,
         labels=dict(_pairs(labels, "--label")),
         generic=generic,
     )

@@ -77,8 +77,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Colleagues(Protocol):
     """How this manager's store takes in another manager."""
 
-    async def expect(self) -> None:
-        """Raises `Unavailable` when there cannot be one (yet)."""
+    async def expect(self, store: str, has_etcd: bool) -> None:
+        """Raises `Unavailable` when there cannot be one (yet) that runs with that `--store` and may have an etcd."""
         ...
 
     async def admit(self, node: Node, request: ManagerRequest) -> ManagerReply:
@@ -173,7 +173,7 @@ class ClusterServer:
     async def _join(self, request: web.Request) -> web.Response:
         asked = await _body(request, JoinRequest)
         if role_of(self._tables.view.cluster, asked.token) == "manager":
-            await self._expect_colleague()
+            await self._colleagues_here().expect(asked.store, asked.etcd)
         reply = await admit(self._tables, asked, now=self._clock.now(), caller=request.remote or "")
         log.info("node %s (%s) joined from %s", reply.node_id, asked.hostname or "no name", request.remote)
         return _json(reply)
@@ -211,16 +211,14 @@ class ClusterServer:
         except TimeoutError:
             raise Unavailable(f"the managers could not do without node {leaving} in {LEAVE_TIMEOUT:g} s") from None
 
-    async def _expect_colleague(self) -> Colleagues:
+    def _colleagues_here(self) -> Colleagues:
         if self._colleagues is None:
             raise Unavailable("this manager cannot have another one beside it")
-        await self._colleagues.expect()
         return self._colleagues
 
     async def _become_manager(self, request: web.Request) -> web.Response:
         node = self._fellow(request)
-        colleagues = await self._expect_colleague()
-        return _json(await colleagues.admit(node, await _body(request, ManagerRequest)))
+        return _json(await self._colleagues_here().admit(node, await _body(request, ManagerRequest)))
 
     async def _tell(self, request: web.Request) -> web.Response:
         self._fellow(request)

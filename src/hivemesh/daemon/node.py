@@ -29,6 +29,7 @@ from hivemesh.clock import Clock
 from hivemesh.config import DaemonConfig
 from hivemesh.control import swarm
 from hivemesh.control.manager import Manager
+from hivemesh.daemon import etcd, outside
 from hivemesh.daemon.manager import ManagerRole, store_directory
 from hivemesh.dataplane.apply import Applier
 from hivemesh.engine.api import Engine, EngineInfo
@@ -39,7 +40,7 @@ from hivemesh.kernel import ipvs
 from hivemesh.kernel.probe import missing
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
-from hivemesh.model.errors import HivemeshError, Invalid, NotFound, Unavailable
+from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import NodeDescription
@@ -56,9 +57,14 @@ log = logging.getLogger("hivemesh.daemon")
 
 ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 NOT_IN = "This node is not part of a swarm"
+MANAGER_LEAVES = "You are attempting to leave the swarm on a node that is participating as a manager. "
 LAST_MANAGER = (
-    "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager "
-    "erases all current state of the swarm. Use `--force` to ignore this message."
+    f"{MANAGER_LEAVES}Removing the last manager erases all current state of the swarm. Use `--force` to ignore this "
+    "message."
+)
+ONE_OF_SEVERAL = (
+    "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use "
+    "`--force` to suppress this message."
 )
 SLOW = (
     "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. "
@@ -66,6 +72,8 @@ SLOW = (
 )
 START_TIMEOUT = 20.0
 """Seconds `init` and `join` wait for the node to be usable (Docker's number)."""
+MANAGER_FIRST = 3.0
+"""Seconds that a starting manager gets before tasks and networks are looked after: other managers may be away."""
 RESTART_DELAY = 1.0
 """Seconds before the swarm's side is built again after it failed."""
 
@@ -89,6 +97,7 @@ class Daemon:
         self._running: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._error = ""
+        self._alone = False  # the next manager here goes on without the others
         self._changing = asyncio.Lock()  # init, join and leave exclude each other
 
     async def run(self, ready: asyncio.Event | None = None) -> None:
@@ -134,7 +143,8 @@ class Daemon:
 
     @property
     def error(self) -> str:
-        return self._error or (self._session.error if self._session else "")
+        role = self._role.error if self._role else ""
+        return self._error or role or (self._session.error if self._session else "")
 
     @property
     def node_id(self) -> NodeID | None:
@@ -159,7 +169,7 @@ class Daemon:
 
     @property
     def is_manager(self) -> bool:
-        return self._identity is not None and self._identity.facts.role == "manager"
+        return self._identity is not None and self._current().facts.role == "manager"
 
     @property
     def attached(self) -> AttachedContainers | None:
@@ -210,6 +220,8 @@ class Daemon:
 
     async def init(self, request: SwarmInit) -> NodeID:
         async with self._changing:
+            if request.force_new_cluster and self.is_manager:
+                return await self._recover()
             await self._require_outside()
             addr, vtep, listen = await self._addresses(request)
             return await self._settle(await self._found(request, addr, vtep, listen))
@@ -227,6 +239,8 @@ class Daemon:
                 listen=listen,
                 availability=request.availability,
                 hostname=self.name,
+                store=self._config.store,
+                etcd=await asyncio.to_thread(etcd.is_installed),
             )
             await self._settle(identity)
 
@@ -235,9 +249,10 @@ class Daemon:
             if self._identity is None:
                 raise Unavailable(NOT_IN)
             if self.is_manager and not force:
-                raise Unavailable(LAST_MANAGER)
-            identity = self._identity
-            if not self.is_manager:
+                raise Unavailable(self._warning())
+            identity, was_manager = self._current(), self.is_manager
+            alone = was_manager and identity.facts.managers in ((), (identity.manager_addr,))
+            if not alone:
                 try:
                     await membership.leave(identity)
                 except HivemeshError as error:
@@ -249,11 +264,39 @@ class Daemon:
             if worker is not None:
                 await worker.dissolve()
             leave_swarm(self._local_dir, self._local)
+            if was_manager:
+                await ManagerRole(lambda: identity, self._config, self.clock).dissolve(last=alone)
             identities.forget(self.data_dir)
-            shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
             self._identity = self._worker = None
             self._error = ""
             self._start_plain()
+
+    def _warning(self) -> str:
+        """What a manager that wants to leave should know."""
+        nodes = self.manager.nodes() if self.manager is not None else ()
+        managers = [node for node in nodes if node.acting_role == "manager"]
+        reachable = [node for node in managers if node.state == "ready"]
+        if self.manager is not None and len(managers) <= 1:
+            return LAST_MANAGER
+        text = MANAGER_LEAVES
+        if self.manager is not None and len(reachable) - 1 < len(managers) // 2 + 1:
+            text += (
+                f"Removing this node leaves {len(reachable) - 1} managers out of {len(managers)}. Without a Raft "
+                "quorum your swarm will be inaccessible. "
+            )
+        return text + ONE_OF_SEVERAL
+
+    async def _recover(self) -> NodeID:
+        """Go on as the only manager, with what this one knows: a lost majority has no other way out."""
+        await self._stop()
+        self._alone = True
+        self._start()
+        try:
+            await self._first_attempt()
+        except TimeoutError:
+            raise Unavailable(SLOW) from None
+        assert self._identity is not None
+        return self._identity.facts.node_id
 
     async def _require_outside(self) -> None:
         if self._identity is not None:
@@ -291,7 +334,10 @@ class Daemon:
         shutil.rmtree(directory, ignore_errors=True)  # of an init that was interrupted before it had an identity
         try:
             seal = Seal(await asyncio.to_thread(identities.create_store_key, self.data_dir))
-            store = SealedStore(await SqliteStore.open(directory), seal)
+            if self._config.store:
+                store = await outside.create(self._config.store, seal)
+            else:
+                store = SealedStore(await SqliteStore.open(directory), seal)
             try:
                 tables = Tables(store)
                 await tables.load()
@@ -315,10 +361,20 @@ class Daemon:
             return identities.create(
                 self.data_dir, facts, ca=authority.certificate, certificate=certificate, key=csr.key
             )
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+        except Conflict:  # of a store that is not ours
             identities.forget(self.data_dir)
             raise
+        except BaseException:
+            await self._undo(last=True)
+            raise
+
+    async def _undo(self, *, last: bool) -> None:
+        """Nothing of a swarm remains that could not be begun or joined; a `last` manager takes the state along."""
+        shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
+        identities.forget(self.data_dir)
+        if last and self._config.store:
+            with contextlib.suppress(HivemeshError):
+                await outside.erase(self._config.store)
 
     async def _settle(self, identity: Identity) -> NodeID:
         """Start the swarm's side and wait until it works. When a new manager cannot start, the swarm is undone."""
@@ -331,14 +387,19 @@ class Daemon:
             raise Unavailable(SLOW) from None
         except HivemeshError:
             await self._stop()
-            identities.forget(self.data_dir)
-            shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
+            await self._undo(last=identity.facts.managers == (identity.manager_addr,))
             self._identity, self._error = None, ""
             self._start_plain()
             raise
         return identity.facts.node_id
 
     # --- the swarm's side, which may be built several times -------------------------------------------------------
+
+    def _current(self) -> Identity:
+        """This node's identity as it is by now: the managers it knows, and its role, change."""
+        identity = self._session.identity if self._session is not None else self._identity
+        assert identity is not None
+        return identity
 
     def _start(self) -> None:
         self._ready = asyncio.Event()
@@ -416,14 +477,8 @@ class Daemon:
             self._ready = asyncio.Event()
 
     async def _run_swarm(self) -> None:
-        identity = self._identity
-        assert identity is not None
+        identity = self._identity = self._current()
         async with asyncio.TaskGroup() as tasks:
-            if identity.facts.role == "manager":
-                self._role = ManagerRole(identity, self.clock)
-                serving = asyncio.Event()
-                tasks.create_task(self._role.run(serving), name="manager")
-                await serving.wait()
 
             def assign(view: View, revision: int) -> None:
                 worker.assign(view, revision)
@@ -431,6 +486,13 @@ class Daemon:
 
             sender = LogSender(self._engine, lambda: session.identity, lambda task: worker.container_of(task))
             session = Session(identity, assign=assign, describe=self._describe, clock=self.clock, logs=sender.heed)
+            self._session = session
+            serving = asyncio.Event()
+            acting = tasks.create_task(self._act(session, serving), name="manager")
+            if identity.facts.role == "manager":
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(MANAGER_FIRST):
+                        await serving.wait()
             worker = Worker(
                 port=session,
                 engine=self._engine,
@@ -453,11 +515,11 @@ class Daemon:
                 clock=self.clock,
                 local=self._local,
             )
-            self._session, self._worker, self._attached = session, worker, attached
+            self._worker, self._attached = worker, attached
             working = tasks.create_task(worker.run(), name="worker")
             beside = tasks.create_task(attached.run(), name="attached containers")
             connection = tasks.create_task(session.run(), name="session")
-            announcing = tasks.create_task(self._announce(session), name="announce")
+            announcing = tasks.create_task(self._announce(session, serving), name="announce")
             try:
                 await connection
             finally:
@@ -465,13 +527,38 @@ class Daemon:
             working.cancel()
             beside.cancel()
             announcing.cancel()
-            if self._role is not None:
-                raise Unavailable(session.error or "this manager was removed from its own swarm")
+            acting.cancel()
 
-    async def _announce(self, session: Session) -> None:
-        if self._role is None and self._identity is not None and (self._identity.data_dir / "agent").is_dir():
+    async def _act(self, session: Session, serving: asyncio.Event) -> None:
+        """Be a manager while this node has the role; `serving` is set when the first time has come."""
+        while True:
+            if session.identity.facts.role == "manager":
+                await self._manage(session, serving)
+            await session.role_is("manager")
+
+    async def _manage(self, session: Session, serving: asyncio.Event) -> None:
+        """Until the role is taken away. Raises what stops a manager."""
+        alone, self._alone = self._alone, False
+        self._role = role = ManagerRole(self._current, self._config, self.clock, alone=alone)
+        managing = asyncio.create_task(role.run(serving), name="managing")
+        demoted = asyncio.create_task(session.role_is("worker"))
+        try:
+            await asyncio.wait({managing, demoted}, return_when=asyncio.FIRST_COMPLETED)
+            if managing.done():
+                managing.result()
+        finally:
+            for each in (managing, demoted):
+                each.cancel()
+            await asyncio.gather(managing, demoted, return_exceptions=True)
+        self._role = None
+        await role.dissolve()
+
+    async def _announce(self, session: Session, serving: asyncio.Event) -> None:
+        if not self.is_manager and self._identity is not None and (self._identity.data_dir / "agent").is_dir():
             self._ready.set()  # a worker that was here before works on without its managers
         await session.ready()
+        if self.is_manager and session.state == "ready":
+            await serving.wait()
         self._error = ""
         self._ready.set()
 

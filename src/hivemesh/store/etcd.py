@@ -28,7 +28,7 @@ import msgspec
 
 import hivemesh
 from hivemesh.model.errors import HivemeshError, Invalid, Unavailable
-from hivemesh.store.api import Compacted, Delete, Entry, Event, Expect, Mismatch, Put, Snapshot
+from hivemesh.store.api import Compacted, Delete, Entry, Event, Expect, Mismatch, Put, Snapshot, Store
 from hivemesh.store.etcdapi import (
     OUT_OF_RANGE,
     EtcdClient,
@@ -65,6 +65,27 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     version: str = hivemesh.__version__
     offset: int = 0
+
+
+async def fill(store: Store, entries: Iterable[Entry]) -> None:
+    """Write all of them to an empty store, in as many commits as it takes."""
+    chunk: list[Put | Delete] = []
+    size = 0
+    for entry in entries:
+        if chunk and (size + len(entry.value) > CHUNK or len(chunk) == PAGE):
+            await store.commit(chunk)
+            chunk, size = [], 0
+        chunk.append(Put(entry.key, entry.value))
+        size += len(entry.value)
+    if chunk:
+        await store.commit(chunk)
+
+
+async def wipe(client: EtcdClient, root: str) -> int:
+    """Nothing is under `root` when this returns etcd's revision."""
+    start = root.encode()
+    wiped = await client.call("kv/deleterange", {"key": start, "range_end": _end(start)}, RangeResponse)
+    return wiped.header.revision
 
 
 class EtcdStore:
@@ -108,22 +129,8 @@ class EtcdStore:
 
         It counts as there only once `finish` was called: an interrupted move leaves nothing.
         """
-        start = root.encode()
-        wiped = await client.call("kv/deleterange", {"key": start, "range_end": _end(start)}, RangeResponse)
-        return cls(client, root, max(0, after - wiped.header.revision), history)
-
-    async def fill(self, entries: Iterable[Entry]) -> None:
-        """Write all of them, in as many requests as it takes."""
-        chunk: list[Put | Delete] = []
-        size = 0
-        for entry in entries:
-            if chunk and (size + len(entry.value) > CHUNK or len(chunk) == PAGE):
-                await self.commit(chunk)
-                chunk, size = [], 0
-            chunk.append(Put(entry.key, entry.value))
-            size += len(entry.value)
-        if chunk:
-            await self.commit(chunk)
+        revision = await wipe(client, root)
+        return cls(client, root, max(0, after - revision), history)
 
     async def finish(self) -> None:
         """From now on `open` finds it."""

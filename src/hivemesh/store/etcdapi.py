@@ -10,8 +10,9 @@ Keys and values are base64 and 64-bit numbers are strings in this form of the AP
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -149,21 +150,15 @@ def has_value(key: bytes, value: bytes) -> Any:
 
 
 class EtcdClient:
-    """Calls to a cluster. `endpoints` are URLs, `context` gives the TLS settings of a new connection.
-
-    `server_name` is the name the servers' certificates must carry, if not their host's.
-    """
+    """Calls to a cluster, at any of its `endpoints` (URLs), or at one member's `socket` on this machine."""
 
     def __init__(
-        self,
-        endpoints: Sequence[str],
-        context: Callable[[], ssl.SSLContext] | None = None,
-        server_name: str | None = None,
+        self, endpoints: Sequence[str] = (), *, tls: ssl.SSLContext | None = None, socket: Path | None = None
     ) -> None:
-        self._endpoints = list(endpoints)
-        self._context = context
-        self._server_name = server_name
+        self._endpoints = list(endpoints) or ["http://etcd"]
+        self._tls: dict[str, Any] = {"ssl": tls} if tls is not None else {}
         self._http = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(socket)) if socket is not None else None,
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT),
             trust_env=False,
             auto_decompress=False,
@@ -194,7 +189,7 @@ class EtcdClient:
         wanted = {"key": first, "range_end": end, "start_revision": str(revision), "fragment": True}
         data, rest = msgspec.json.encode({"create_request": wanted}), b""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=QUIET)
-        async with self._http.post(self._url("watch"), data=data, timeout=timeout, **self._tls()) as response:
+        async with self._http.post(self._url("watch"), data=data, timeout=timeout, **self._tls) as response:
             if response.status != 200:
                 raise _error(await response.read())
             async for part in response.content.iter_any():
@@ -252,7 +247,7 @@ class EtcdClient:
         for _ in self._endpoints:
             try:
                 async with asyncio.timeout(timeout):
-                    async with self._http.post(self._url(path), data=BytesIO(data), **self._tls()) as response:
+                    async with self._http.post(self._url(path), data=BytesIO(data), **self._tls) as response:
                         answer = await response.read()
                         if response.status == 200:
                             return answer
@@ -268,11 +263,6 @@ class EtcdClient:
 
     def _url(self, path: str) -> str:
         return f"{self._endpoints[0]}/v3/{path}"
-
-    def _tls(self) -> dict[str, Any]:
-        if self._context is None:
-            return {}
-        return {"ssl": self._context(), "server_hostname": self._server_name}
 
 
 def _no_majority(reason: str) -> str:

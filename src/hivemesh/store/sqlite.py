@@ -243,6 +243,12 @@ class SqliteStore:
         os.close(self._lock)
 
 
+def remove(directory: Path) -> None:
+    """The database is gone, with its log; nobody has it open."""
+    for suffix in ("", "-wal", "-shm"):
+        (directory / f"{FILE}{suffix}").unlink(missing_ok=True)
+
+
 def _open(directory: Path) -> tuple[sqlite3.Connection, int, int]:
     """Connection, lock and revision; in the writer thread."""
     path = directory / FILE

@@ -271,6 +271,8 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     addr: str  # address the node advertises
     availability: str = "active"
     hostname: str = ""
+    store: str = ""  # the --store it was started with, and
+    etcd: bool = False  # whether it has the program: both matter to managers only
 
 
 class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +296,7 @@ class ManagerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/manager`: the calling node, which has the role, begins to act as a manager. Repeatable."""
 
     addr: str  # host:port of its cluster port
-    outside: str = ""  # the --store it was started with
+    store: str = ""  # the --store it was started with
 
 
 class ManagerReply(msgspec.Struct, frozen=True, kw_only=True):

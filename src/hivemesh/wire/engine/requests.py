@@ -10,7 +10,7 @@ from hivemesh.model.network import IPAMConfig, NetworkSpec
 from hivemesh.model.node import Availability, NodeSpec
 from hivemesh.model.secret import Payload, PayloadSpec
 from hivemesh.model.service import ServiceSpec, Spec
-from hivemesh.wire.engine import strict
+from hivemesh.wire.engine import refused, strict
 
 OVERLAY = "overlay"
 
@@ -70,8 +70,6 @@ def swarm_init(body: Any) -> SwarmInit:
     if isinstance(body, dict) and isinstance(spec := strict.pick(body, "Spec"), dict):
         body = {key: value for key, value in body.items() if key.lower() != "spec"} | {"Spec": _said(spec)}
     request = strict.read(body, SwarmInit, "InitRequest")
-    if request.force_new_cluster:
-        raise Unsupported("ForceNewCluster is not supported: this version has one manager")
     _without_lock(request.spec, request.auto_lock_managers)
     return request
 
@@ -116,10 +114,8 @@ def service_spec(body: Any) -> ServiceSpec:
     template = strict.pick(body, "TaskTemplate")
     if networks and isinstance(template, dict) and not strict.pick(template, "Networks"):
         template["Networks"] = networks
-    spec = strict.read(body, ServiceSpec, "ServiceSpec")
-    if spec.task_template.runtime != "container":
-        raise Unsupported(f"TaskTemplate.Runtime {spec.task_template.runtime!r} is not supported: use container")
-    return spec
+    refused.check(template)
+    return strict.read(body, ServiceSpec, "ServiceSpec")
 
 
 def payload_spec(body: Any, kind: type[Payload]) -> PayloadSpec:

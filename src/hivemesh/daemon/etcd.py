@@ -1,0 +1,290 @@
+"""The etcd server of a manager: started, kept going, and ended by the daemon; it goes on while the daemon is away.
+
+- *It belongs to nobody.* A daemon that ends leaves it running, since the other managers may need its vote; the next one
+  finds it by its data directory among this machine's processes.
+- *Only managers speak to it.* Its one client is this daemon, over a socket in a directory that only root may enter. Its
+  peers show a certificate of the swarm's CA that carries the managers' name. It reads certificates at each connection,
+  the CA only when it starts: a changed CA restarts it, each manager at another moment.
+- *Its files are copies.* Certificate and key lie in the run directory, which a reboot empties.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from hivemesh.agent.identity import Identity, write_private
+from hivemesh.control.members import peer_url
+from hivemesh.model.addr import host_port, parse_host_port
+from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
+from hivemesh.model.errors import Unavailable
+from hivemesh.pki import MANAGER_NAME
+from hivemesh.store.etcdapi import EtcdClient
+from hivemesh.wire import codec
+
+log = logging.getLogger("hivemesh.etcd")
+
+PROGRAM = "etcd"
+MISSING = "etcd is not installed on this machine: install it (Debian: apt-get install etcd-server) and try again"
+RECORD = "etcd.json"
+SOCKET = "clients:0"
+"""etcd takes a socket's name only if it looks like host:port; it is relative to where etcd is started."""
+RETRY = (0.1, 5.0)
+"""Seconds until one that ended is started again, doubled while it ends at once."""
+STEADY = 5.0
+"""Seconds one must have run for its successor to be started without a pause."""
+LOOK_PERIOD = 5.0
+"""Seconds between looks at certificate and log."""
+RESTART_WITHIN = 15.0
+"""Seconds within which, at random, a changed CA restarts it."""
+STOP_TIMEOUT = 5.0
+APPEAR_TIMEOUT = 5.0
+MAX_LOG = 4 << 20
+"""Bytes of its log; then it begins anew."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """`etcd.json` in the store's directory: that the state is in etcd, and how ours began."""
+
+    members: dict[str, str] = {}  # URL for the others by name (node id), as of then
+    new: bool = False  # it began the cluster
+
+
+def recorded(directory: Path) -> Record | None:
+    """What is known of the store under `directory`; None when it is not in an etcd of ours."""
+    try:
+        return codec.from_json((directory / RECORD).read_bytes(), Record)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def keep_record(directory: Path, record: Record) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(directory / RECORD, codec.to_json(record))
+
+
+class EtcdServer:
+    """This manager's member of the store. `identity` is asked each time: certificates are renewed."""
+
+    def __init__(self, identity: Callable[[], Identity], directory: Path, run_dir: Path) -> None:
+        """`directory` is the store's, `run_dir` the daemon's."""
+        self._identity = identity
+        self._directory = directory / "etcd"
+        self._store = directory
+        self._files = run_dir / "etcd"
+        self._log = run_dir / "etcd.log"
+        self._force = False
+
+    @property
+    def peer(self) -> str:
+        """The URL other members reach this one at."""
+        return peer_url(self._identity().manager_addr)
+
+    def client(self) -> EtcdClient:
+        return EtcdClient(socket=self._files / SOCKET)
+
+    async def begin(self) -> None:
+        """Have nothing, as the first member of a new cluster. Raises `Unavailable`."""
+        require()
+        await self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        await self._launch(Record(members={self._name: self.peer}, new=True))
+
+    def alone(self) -> None:
+        """Start as the only member when it starts next, whoever the members were."""
+        self._force = True
+
+    async def run(self) -> None:
+        """Keep it going until cancelled; it goes on then. Raises `Unavailable` when there is none to start."""
+        delay, loop = RETRY[0], asyncio.get_running_loop()
+        while True:
+            found = self._process()
+            if found is None:
+                record = recorded(self._store)
+                if record is None:
+                    raise Unavailable("the record of this manager's store is gone")
+                found = await self._launch(record)
+            else:
+                log.info("etcd runs already, as process %d", found)
+                self._write_files()
+            began = loop.time()
+            await self._accompany(found)
+            log.warning("etcd (process %d) has ended; %s says why", found, self._log)
+            if loop.time() - began >= STEADY:
+                delay = RETRY[0]
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, RETRY[1])
+
+    async def stop(self) -> None:
+        """End it, and wait until it has."""
+        found = self._process()
+        if found is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal(found, number)
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT):
+                    await _ended(found)
+                return
+            except TimeoutError:
+                continue
+
+    @property
+    def began(self) -> bool:
+        """Whether it ever started as a member: then it knows the others by itself."""
+        return (self._directory / "member").is_dir()
+
+    # --- one process --------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return self._identity().facts.node_id
+
+    async def _launch(self, record: Record) -> int:
+        """The id of the new process. Raises `Unavailable`."""
+        require()
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write_files()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
+        with self._log.open("ab") as output:
+            started = await asyncio.create_subprocess_exec(
+                "setsid", "--fork", PROGRAM, *self._options(record),
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
+                cwd=self._files,
+            )  # fmt: skip
+        await started.wait()
+        self._force = False
+        for _ in range(int(APPEAR_TIMEOUT / 0.01)):
+            found = self._process()
+            if found is not None:
+                log.info("etcd runs as process %d", found)
+                return found
+            await asyncio.sleep(0.01)
+        raise Unavailable(f"etcd does not start: {_last_line(self._log)}")
+
+    def _options(self, record: Record) -> list[str]:
+        host, _ = parse_host_port(self._identity().facts.listen, DEFAULT_LISTEN_PORT, "listen address")
+        if host in ("", "*"):
+            host = "0.0.0.0"
+        if host == "0.0.0.0" and self._identity().facts.addr.version == 6:
+            host = "::"
+        port = self.peer.rpartition(":")[2]
+        node, authority = str(self._files / "node.pem"), str(self._files / "ca.pem")
+        options = {
+            "name": self._name,
+            "data-dir": str(self._directory),
+            "listen-peer-urls": f"https://{host_port(host, int(port))}",
+            "initial-advertise-peer-urls": self.peer,
+            "listen-client-urls": f"unix://{SOCKET}",
+            "advertise-client-urls": f"unix://{SOCKET}",
+            "initial-cluster": ",".join(f"{name}={url}" for name, url in record.members.items()),
+            "initial-cluster-state": "new" if record.new else "existing",
+            "initial-cluster-token": self._identity().facts.cluster_id,
+            "peer-cert-file": node,
+            "peer-key-file": node,
+            "peer-trusted-ca-file": authority,
+            "peer-client-cert-auth": "true",
+            "peer-cert-allowed-hostname": MANAGER_NAME,
+            "experimental-peer-skip-client-san-verification": "true",  # it may call from another address
+            "max-txn-ops": "100000",  # a service of thousands of tasks is one transaction
+            "max-request-bytes": str(32 << 20),
+            "snapshot-count": "10000",
+            "pre-vote": "true",  # one that comes back from a partition ends nobody's term
+            "logger": "zap",
+            "log-level": "warn",
+            "log-outputs": "stderr",
+            "force-new-cluster": "true" if self._force else "false",
+        }
+        return [f"--{name}={value}" for name, value in options.items()]
+
+    async def _accompany(self, process: int) -> None:
+        """Until it has ended."""
+        ending = asyncio.create_task(_ended(process))
+        try:
+            while not ending.done():
+                await asyncio.wait({ending}, timeout=LOOK_PERIOD)
+                if self._write_files():
+                    log.info("the swarm's CA has changed: restarting etcd")
+                    await asyncio.wait({ending}, timeout=random.uniform(0, RESTART_WITHIN))
+                    _signal(process, signal.SIGTERM)
+                    await ending
+                if self._log.exists() and self._log.stat().st_size > MAX_LOG:
+                    os.truncate(self._log, 0)
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+
+    def _write_files(self) -> bool:
+        """Whether the CA in them is another one than before."""
+        identity = self._identity()
+        self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        changed = False
+        for name, text in (("node.pem", identity.certificate.read_bytes()), ("ca.pem", identity.ca.encode())):
+            path = self._files / name
+            if not path.exists() or path.read_bytes() != text:
+                changed |= path.exists() and name == "ca.pem"
+                write_private(path, text)
+        return changed
+
+    def _process(self) -> int | None:
+        """The running one of this data directory, by what it was started with."""
+        mark, here = f"--data-dir={self._directory}".encode(), os.stat("/proc/self/ns/mnt").st_ino
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                arguments = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
+                ours = mark in arguments and os.path.basename(arguments[0]) == PROGRAM.encode()
+                if ours and os.stat(f"/proc/{name}/ns/mnt").st_ino == here and _alive(int(name)):
+                    return int(name)
+            except OSError:  # it has ended since the folder was read
+                continue
+        return None
+
+
+def is_installed() -> bool:
+    return shutil.which(PROGRAM) is not None
+
+
+def require() -> None:
+    """Raises `Unavailable` when this machine has no etcd."""
+    if not is_installed():
+        raise Unavailable(MISSING)
+
+
+def _alive(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+
+
+def _signal(process: int, number: int) -> None:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        return
+
+
+async def _ended(process: int) -> None:
+    try:
+        handle = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else f"it said nothing (log: {path})"
