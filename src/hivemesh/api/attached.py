@@ -4,8 +4,9 @@ What is done is `agent/attached.py`'s; what is said, `wire/engine/containers.py`
 (modes `host`, `none`, `container:x`) passes as if this module were not there.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from aiohttp import web
 from hivemesh.api import passthrough
 from hivemesh.api.errors import GRPC_CODE, ApiError, status_of
 from hivemesh.api.http import answer, body_of, local_of
-from hivemesh.model.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
+from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.ids import TaskID
 from hivemesh.wire import codec
 from hivemesh.wire.engine import containers, localnets, strict
@@ -22,6 +23,7 @@ from hivemesh.wire.engine import containers, localnets, strict
 if TYPE_CHECKING:
     from hivemesh.agent.attached import AttachedContainers, Place
 
+log = logging.getLogger("hivemesh.api")
 routes = web.RouteTableDef()
 
 ENDING = {"", "KILL", "TERM", "INT", "QUIT", "2", "3", "9", "15"}
@@ -109,7 +111,13 @@ async def attach(request: web.Request) -> web.StreamResponse:
         return await passthrough.forward(request)
     attached, owner, _ = found
     with _attaching(request, [member.name for member in attached.shown(owner).networks]):
-        async with attached.looked_into(owner):
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(attached.looked_into(owner))
+            except HivemeshError as error:
+                # A client that cannot attach does not say why; it starts the container next, and tells that answer
+                log.info("nobody can attach to container %s: %s", request.match_info["ref"], error)
+                return await passthrough.hang_up(request)
             return await passthrough.forward(request)
 
 

@@ -35,6 +35,11 @@ CHUNK = 64 * 1024
 REMOVAL_INTERVAL = 0.05
 REMOVAL_LOOKS = 200
 """How long an ended container may take to be removed: ten seconds, Docker's own grace."""
+UPGRADED = (
+    b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n"
+    b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+)
+TAKEN_OVER = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
 GONE_CHECK = 1.0
 """Seconds between looks whether a client that closed its input is still there."""
 
@@ -236,6 +241,16 @@ async def _hijack(request: web.Request, body: bytes, socket: Path, path: str) ->
         return web.Response(status=status, body=rest, headers=kept_headers)
     finally:
         writer.close()
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    """Answer as the engine does to a client that takes over its connection, and say no more."""
+    _, writer = _take_over(request)
+    writer.write(UPGRADED if request.headers.get("Upgrade") else TAKEN_OVER)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    return _Done()
 
 
 def _parse_head(head: bytes) -> tuple[int, CIMultiDict[str]]:

@@ -1,6 +1,6 @@
 """Networks of one node: what is granted, what is refused by name, who is called what on them."""
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -16,14 +16,19 @@ from hivemesh.model.addr import Prefix
 from hivemesh.model.errors import Exhausted, Forbidden, HivemeshError, Invalid, Unsupported
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
 from hivemesh.model.local import Local, LocalIPAMConfig, LocalNetwork, LocalSpec, PublishedPort
+from hivemesh.model.network import MTU_OPTION
 from hivemesh.model.service import ContainerSpec, NetworkAttachmentConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 
 POOL = tuple(ip_network(f"172.{second}.0.0/16") for second in (18, 19))
 FACTS = HostFacts(
-    vtep=ip_address("0.0.0.0"), vtep_mtu=1500, node_v4=None, node_v6=None,
-    gateway4=ip_interface("0.0.0.0/32"), gateway6=ip_interface("::/128"),
-)  # type: ignore[arg-type]  # fmt: skip
+    vtep=ip_address("0.0.0.0"),
+    vtep_mtu=1500,
+    node_v4=None,
+    node_v6=None,
+    gateway4=IPv4Interface("0.0.0.0/32"),
+    gateway6=IPv6Interface("::/128"),
+)
 
 
 def around(*networks: LocalNetwork, taken: tuple[str, ...] = ()) -> Around:
@@ -62,7 +67,7 @@ def test_everything_asked_of_a_bridge_is_granted() -> None:
             auxiliary_addresses={"router": "10.7.0.130"},
         ),
         options={local.NAME: "br7", local.ICC: "false", local.MASQUERADE: "0", local.BINDING: "192.0.2.1",
-                 local.MTU_OPTION: "1400"},
+                 MTU_OPTION: "1400"},
     )  # fmt: skip
     four, six = made.subnets
     assert (str(four.prefix), str(four.gateway), str(four.ip_range)) == ("10.7.0.0/24", "10.7.0.9", "10.7.0.128/25")
@@ -86,8 +91,8 @@ def test_gateway_that_nobody_chose_is_the_first_address_of_the_range() -> None:
         ({"options": {local.PARENT: "eth0"}}, Unsupported, "the option parent is not supported by the bridge"),
         ({"options": {local.ICC: "maybe"}}, Invalid, "enable_icc: expected true or false"),
         ({"options": {local.BINDING: "fd00::1"}}, Invalid, "expected an IPv4 address"),
-        ({"options": {local.MTU_OPTION: "0"}}, Invalid, "invalid MTU"),
-        ({"options": {local.MTU_OPTION: "1000"}, "ipv6": True}, Invalid, "needs 1280"),
+        ({"options": {MTU_OPTION: "0"}}, Invalid, "invalid MTU"),
+        ({"options": {MTU_OPTION: "1000"}, "ipv6": True}, Invalid, "needs 1280"),
         ({"options": {local.NAME: "x" * 16}}, Invalid, "15 bytes at most"),
         ({"options": {local.NAME: "eth0"}}, Invalid, "an interface eth0 exists"),
         ({"ipv4": False}, Unsupported, "EnableIPv4 false"),
