@@ -84,6 +84,9 @@ def test_shop_is_deployed_updated_rolled_back_and_removed(lab: Lab) -> None:
     eventually(lambda: _assert_listed(lab))
     assert cli(first, "docker", "stack", "ls", "--format", "{{.Name}} {{.Services}}") == "shop 4\n"
 
+    image = first.api("GET", "/services/shop_web")["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+    assert re.fullmatch(r"client:5000/shop/web:1(@sha256:[0-9a-f]{64})?", image), "as the file says, or that very one"
+
     # Deployed again as it is, nothing is touched
     before = ids(lab, "shop")
     deploy(lab, "shop", "--detach=true")
@@ -155,7 +158,7 @@ def test_agents_run_on_every_node_and_change_with_their_config(lab: Lab) -> None
     # The other revision of the program, and the service that only the second file has goes
     said = deploy(lab, "agents", "--prune", "--detach=false", REVISION="2")
     assert "Removing service agents_probe" in said
-    assert "converged" in said
+    await_tasks(lab, "agents_agent", 3, 0)  # the command waited
     for number, node in enumerate(lab.nodes):
         _reports(lab, number, rf"node {node.name} revision 2 load [\d.]+ .*")
     configs = cli(lab.nodes[0], "docker", "config", "ls", "--format", "{{.Name}}").split()
