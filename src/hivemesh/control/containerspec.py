@@ -2,10 +2,12 @@
 
 import re
 
+from hivemesh.control import mounts, privileges
+from hivemesh.engine.processes import signal_number
 from hivemesh.model import template
 from hivemesh.model.addr import parse_address
+from hivemesh.model.container import ContainerSpec, DNSConfig, HealthConfig
 from hivemesh.model.errors import Invalid
-from hivemesh.model.service import ContainerSpec, DNSConfig, HealthConfig
 
 HOSTNAME_LENGTH = 64
 """The kernel's limit (`HOST_NAME_MAX`)."""
@@ -35,15 +37,16 @@ def check(container: ContainerSpec) -> None:
     check_names(container)
     if container.healthcheck is not None:
         _health(container.healthcheck)
-    targets = set()
-    for mount in container.mounts:
-        if not mount.target:
-            raise Invalid("ContainerSpec: mount target must be provided")
-        if mount.target in targets:
-            raise Invalid(f"ContainerSpec: duplicate mount point: {mount.target}")
-        targets.add(mount.target)
-        if mount.type == "bind" and not mount.source.startswith("/"):
-            raise Invalid(f"ContainerSpec: the source of bind mount {mount.target} must be an absolute path")
+    if container.dir and not container.dir.startswith("/"):
+        raise Invalid(f"ContainerSpec: the working directory {container.dir!r} is invalid: it needs an absolute path")
+    if "" in container.labels:
+        raise Invalid("ContainerSpec: a label needs a name: expected key=value")
+    try:
+        signal_number(container.stop_signal)
+    except ValueError as error:
+        raise Invalid(f"ContainerSpec.StopSignal: {error}: use a name such as SIGTERM, or a number") from None
+    mounts.check(container.mounts)
+    privileges.check(container)
 
 
 def check_names(container: ContainerSpec) -> None:

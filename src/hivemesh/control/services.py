@@ -1,6 +1,7 @@
 """What users do to services: changes of intent in one transaction. The passes make tasks of it."""
 
 import hashlib
+from typing import Any
 
 import msgspec
 
@@ -11,6 +12,8 @@ from hivemesh.model.service import Placement, Service, ServiceSpec, UpdateStatus
 from hivemesh.store.tables import Transaction
 
 OUT_OF_SEQUENCE = "update out of sequence"
+UNORDERED = ("capability_add", "capability_drop", "configs", "groups", "mounts", "secrets", "ulimits")
+"""Fields of a task's specification in which order means nothing; the engine sorts mounts by their targets."""
 _QUALITIES = (
     "amber",
     "brave",
@@ -84,8 +87,22 @@ def remove(tx: Transaction, reference: str) -> Service:
 def _shape(spec: ServiceSpec) -> tuple[object, ...]:
     """What tasks are made of. A change of placement alone moves only the tasks that no longer fit; whether names lead
     to a virtual address or to the tasks themselves is nothing a task knows of.
+
+    A client that deploys the same again may leave out what was empty, and list in another order what has none.
     """
-    return msgspec.structs.replace(spec.task_template, placement=Placement()), spec.endpoint_spec.ports
+    template = msgspec.structs.replace(spec.task_template, placement=Placement())
+    return _said(template), _said(spec.endpoint_spec.ports)
+
+
+def _said(value: Any, field: str = "") -> Any:
+    """Without what is empty, and what has no order in an order of its own."""
+    if isinstance(value, msgspec.Struct):
+        said = {name: _said(getattr(value, name), name) for name in value.__struct_fields__}
+        return {name: inner for name, inner in said.items() if inner not in (None, "", (), {})}
+    if isinstance(value, tuple):
+        entries = [_said(inner) for inner in value]
+        return tuple(sorted(entries, key=repr) if field in UNORDERED else entries)
+    return value
 
 
 def _random_name(tx: Transaction, new_id: str) -> str:

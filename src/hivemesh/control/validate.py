@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from hivemesh.control import addresses, balance, constraints, containerspec, secrets
+from hivemesh.engine import logdriver
 from hivemesh.model.errors import Conflict, Invalid, NotFound, Unsupported
 from hivemesh.model.generic import MAX_COUNT, GenericResource
 from hivemesh.model.network import Network
@@ -18,6 +19,7 @@ from hivemesh.model.service import (
     PortConfig,
     Reservations,
     ResourceLimits,
+    Resources,
     Service,
     ServiceSpec,
     TaskSpec,
@@ -89,6 +91,9 @@ def _template(template: TaskSpec) -> None:
     ):
         if limits is not None:
             _resources(limits, what)
+    _swap(template.resources)
+    if template.log_driver is not None:
+        logdriver.configuration(template.log_driver)
     policy = template.restart_policy
     for value, field in ((policy.delay, "Delay"), (policy.window, "Window"), (policy.max_attempts, "MaxAttempts")):
         if value < 0:
@@ -126,6 +131,16 @@ def _resources(limits: ResourceLimits | Reservations, what: str) -> None:
         _generic(limits.generic_resources)
     elif limits.pids < 0:
         raise Invalid(f"{what}: invalid pids value {limits.pids}: must not be negative")
+
+
+def _swap(resources: Resources) -> None:
+    swap, swappiness = resources.swap_bytes, resources.memory_swappiness
+    if swap is not None and (resources.limits is None or not resources.limits.memory_bytes):
+        raise Invalid("Resources: SwapBytes needs a limit of memory: set Limits.MemoryBytes")
+    if swap is not None and swap < -1:
+        raise Invalid(f"Resources: invalid SwapBytes {swap}: use bytes, or -1 for no limit")
+    if swappiness is not None and not -1 <= swappiness <= 100:
+        raise Invalid(f"Resources: invalid MemorySwappiness {swappiness}: valid range is 0-100, and -1 for the default")
 
 
 def _update(config: UpdateConfig | None, what: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from hivemesh.engine import logdriver
 from hivemesh.engine.api import ContainerInfo, ContainerRequest, EngineError, ImageFacts, Output
 from hivemesh.engine.mounts import mounts_of
 from hivemesh.engine.processes import signal_number
@@ -14,8 +15,6 @@ from hivemesh.model.privilege import UNLIMITED
 from hivemesh.wire.logs import nanoseconds
 
 PREFIX = "/v4.0.0/libpod"
-LOG_DRIVER = "k8s-file"
-"""A file beside the container, which Podman's log calls can read with and without a journal."""
 CPU_PERIOD = 100_000
 """Microseconds; Docker turns NanoCPUs into a quota of this period."""
 SANDBOX_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647"}
@@ -24,9 +23,6 @@ HOSTS, RESOLV_CONF = "/etc/hosts", "/etc/resolv.conf"
 """Podman writes both for a container, unless told that the image has its own."""
 INFINITY = (1 << 64) - 1
 """RLIM_INFINITY."""
-LOG_FILES = ("", "json-file", LOG_DRIVER)
-"""Names of log drivers that mean a file beside the container: Docker's, and Podman's own."""
-SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 RUNNING = {"running", "paused", "stopping"}
 ENDED = {"exited", "stopped"}
 INITIALIZED = "initialized"
@@ -143,7 +139,7 @@ def create_body(request: ContainerRequest, prepared: Prepared) -> dict[str, Any]
         "netns": {"nsmode": "path", "value": request.netns},
         "env": dict(_variable(entry) for entry in spec.env),
         "httpproxy": False,  # the daemon's own proxy settings are no business of a container
-        "log_configuration": _log(request.log_driver or LogDriver()),
+        "log_configuration": logdriver.configuration(request.log_driver or LogDriver()),
         "stop_timeout": round(spec.stop_grace_period / 1e9),
         "terminal": spec.tty,
         "stdin": spec.open_stdin,
@@ -288,29 +284,6 @@ def _privileges(privileges: Privileges, profile: str) -> dict[str, Any]:
         if label:
             found["selinux_opts"] = label
     return found
-
-
-def _log(driver: LogDriver) -> dict[str, Any]:
-    found: dict[str, Any] = {"driver": LOG_DRIVER if driver.name in LOG_FILES else driver.name}
-    for name, value in driver.options.items():
-        match driver.name, name:
-            case ("" | "json-file" | "k8s-file", "max-size"):
-                found["size"] = _size(value)
-            case ("journald", "tag"):
-                found["options"] = {"tag": value}
-            case _:
-                raise EngineError(f"LogDriver {driver.name or LOG_DRIVER}: the option {name} is not supported")
-    return found
-
-
-def _size(text: str) -> int:
-    """Bytes of `10m`. Raises `EngineError`."""
-    number = text.strip().lower().removesuffix("b")
-    unit = number[-1:] if number[-1:] in SIZES else ""
-    number = number.removesuffix(unit)
-    if not number.isascii() or not number.isdecimal():
-        raise EngineError(f"LogDriver: invalid max-size {text!r}: write bytes, or a number with a unit, such as 10m")
-    return int(number) * SIZES[unit]
 
 
 def _limits(request: ContainerRequest) -> dict[str, Any]:

@@ -176,7 +176,7 @@ async def test_bad_input_about_networks_and_names_is_refused_with_words(command:
     ("options", "named"),
     [
         (("--secret", "s"), "secret not found: s"),
-        (("--log-driver", "none"), "TaskTemplate.LogDriver is not supported"),
+        (("--log-driver", "syslog"), "LogDriver syslog is not supported: use json-file, journald or none"),
     ],
 )
 async def test_what_we_do_not_do_is_refused_by_name(options: tuple[str, ...], named: str) -> None:

@@ -2,12 +2,24 @@
 
 from collections.abc import Callable
 from ipaddress import ip_network
+from typing import Any
 
 import msgspec
 import pytest
 from world import World, job, publish, spec
 
 from hivemesh.control import networks, nodes, services
+from hivemesh.model.container import (
+    BindOptions,
+    ImageOptions,
+    LogDriver,
+    Privileges,
+    Seccomp,
+    SELinuxContext,
+    TmpfsOptions,
+    Ulimit,
+    VolumeOptions,
+)
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unsupported
 from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, NetworkSpec
 from hivemesh.model.node import NodeSpec
@@ -51,6 +63,32 @@ def dns(**fields: tuple[str, ...]) -> ServiceSpec:
 
 def healthy(**fields: object) -> ServiceSpec:
     return container(healthcheck=msgspec.structs.replace(HealthConfig(), **fields))
+
+
+def mounted(**fields: Any) -> ServiceSpec:
+    return container(mounts=(Mount(**({"target": "/x"} | fields)),))
+
+
+def ulimited(name: str, soft: int, hard: int) -> ServiceSpec:
+    return container(ulimits=(Ulimit(name=name, soft=soft, hard=hard),))
+
+
+def confined(**fields: Any) -> ServiceSpec:
+    return container(privileges=Privileges(**fields))
+
+
+def of_tasks(**fields: Any) -> ServiceSpec:
+    wanted = spec()
+    return msgspec.structs.replace(wanted, task_template=msgspec.structs.replace(wanted.task_template, **fields))
+
+
+def swapping(memory: int, **fields: int) -> ServiceSpec:
+    return of_tasks(resources=Resources(limits=ResourceLimits(memory_bytes=memory), **fields))
+
+
+def logged(name: str, **options: str) -> ServiceSpec:
+    given = {key.replace("_", "-"): value for key, value in options.items()}
+    return of_tasks(log_driver=LogDriver(name=name, options=given))
 
 
 def limited(**fields: int) -> ServiceSpec:
@@ -102,6 +140,52 @@ def limited(**fields: int) -> ServiceSpec:
         (container(mounts=(Mount(target=""),)), Invalid, "mount target must be provided"),
         (container(mounts=(Mount(target="/a"), Mount(target="/a"))), Invalid, "duplicate mount point: /a"),
         (container(mounts=(Mount(type="bind", source="rel", target="/a"),)), Invalid, "absolute path"),
+        (mounted(target="a"), Invalid, "'a' mount path must be absolute"),
+        (mounted(target="//"), Invalid, "destination can't be '/'"),
+        (container(mounts=(Mount(target="/a"), Mount(target="/b/../a/"))), Invalid, "duplicate mount point: /b/../a/"),
+        (mounted(type="bind"), Invalid, 'mount config for type "bind": field Source must not be empty'),
+        (mounted(type="tmpfs", source="x"), Invalid, "field Source must not be specified"),
+        (mounted(type="tmpfs", bind_options=BindOptions(propagation="slave")), Invalid, "field BindOptions must not"),
+        (mounted(type="tmpfs", tmpfs_options=TmpfsOptions(options=(("uid", "5"),))), Unsupported, "option uid=5 is"),
+        (mounted(type="tmpfs", tmpfs_options=TmpfsOptions(size_bytes=-1)), Invalid, "size must not be negative"),
+        (mounted(read_only=True), Invalid, "must not set ReadOnly mode when using anonymous volumes"),
+        (mounted(source="a/b"), Invalid, "'a/b' is no name of a volume"),
+        (mounted(source="{{.Task.Colour}}"), Invalid, "unknown placeholder"),
+        (mounted(source="a", volume_options=VolumeOptions(subpath="../b")), Invalid, "must be a relative path within"),
+        (mounted(volume_options=VolumeOptions(labels={"a": ""})), Unsupported, "without a name are not supported"),
+        (
+            mounted(type="bind", source="/a", bind_options=BindOptions(read_only_force_recursive=True)),
+            Unsupported,
+            "Mounts (/x): BindOptions.ReadOnlyForceRecursive is not supported",
+        ),
+        (mounted(type="image", source="a", image_options=ImageOptions(subpath="b")), Unsupported, "ImageOptions.Sub"),
+        (container(dir="srv"), Invalid, "the working directory 'srv' is invalid"),
+        (container(labels={"": "x"}), Invalid, "a label needs a name"),
+        (container(stop_signal="SIGNONE"), Invalid, "unknown signal 'SIGNONE'"),
+        (container(capability_add=("CAP_FLY",)), Invalid, "CapabilityAdd: unknown capability 'CAP_FLY'"),
+        (container(groups=("a b",)), Invalid, "invalid group 'a b'"),
+        (container(oom_score_adj=1001), Invalid, "range for oom score adj is [-1000, 1000]"),
+        (ulimited("files", 1, 1), Invalid, "invalid ulimit type: files"),
+        (ulimited("nofile", 2, 1), Invalid, "ulimit soft limit must be less than or equal to hard limit: 2 > 1"),
+        (ulimited("nofile", -1, 1), Invalid, "ulimit soft limit must be less"),
+        (ulimited("nofile", -2, -1), Invalid, "a limit is -1 (none) or more"),
+        (container(ulimits=(Ulimit(name="core"), Ulimit(name="core"))), Invalid, "core is given twice"),
+        (container(sysctls={"vm.swappiness": "1"}), Invalid, "vm.swappiness is no container's own"),
+        (container(sysctls={"net.core.somaxconn": " "}), Invalid, "invalid setting net.core.somaxconn= "),
+        (container(sysctls={"net/../kernel/panic": "1"}), Invalid, "invalid setting net/../kernel/panic=1"),
+        (container(sysctls={"net.ipv4.vs.conntrack": "1"}), Unsupported, "the networks of tasks depend on it"),
+        (container(sysctls={"net/ipv6/conf/all/disable_ipv6": "1"}), Unsupported, "disable_ipv6 is not supported"),
+        (confined(seccomp=Seccomp(mode="custom")), Invalid, "a profile goes with mode custom"),
+        (confined(seccomp=Seccomp(mode="unconfined", profile=b"{}")), Invalid, "and with no other"),
+        (confined(seccomp=Seccomp(mode="custom", profile=b"[]")), Invalid, "the profile is no JSON object"),
+        (confined(selinux_context=SELinuxContext(disable=True, user="u")), Invalid, "Disable excludes User"),
+        (swapping(0, swap_bytes=1), Invalid, "SwapBytes needs a limit of memory"),
+        (swapping(1 << 30, swap_bytes=-2), Invalid, "invalid SwapBytes -2"),
+        (swapping(1 << 30, memory_swappiness=101), Invalid, "valid range is 0-100"),
+        (logged("syslog"), Unsupported, "LogDriver syslog is not supported: use json-file, journald or none"),
+        (logged("json-file", max_file="3"), Unsupported, "the option max-file=3 is not supported: use max-size"),
+        (logged("", max_size="10q"), Invalid, "invalid max-size '10q'"),
+        (logged("journald", labels="a"), Unsupported, "the option labels=a is not supported: use tag"),
         (container(hostname="a b"), Invalid, "invalid hostname 'a b'"),
         (container(hostname="-a"), Invalid, "invalid hostname"),
         (container(hostname="a" * 65), Invalid, "at most 64 characters"),

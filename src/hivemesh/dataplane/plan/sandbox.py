@@ -36,6 +36,7 @@ from hivemesh.dataplane.plan.wiring import (
 from hivemesh.kernel.api import Link, LinkAddress, NamespacePlan, Neighbor, Route, Rule
 from hivemesh.model.addr import MAC, first_v4, first_v6
 from hivemesh.model.ids import NetworkID
+from hivemesh.model.privilege import network_settings
 from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire import nft
@@ -78,6 +79,7 @@ def plan_sandbox(
         "net/ipv4/ip_unprivileged_port_start": "0",
         "net/ipv4/ping_group_range": "0 2147483647",
     }
+    sysctls |= network_settings(task.spec.container_spec.sysctls)
     tables: tuple[nft.Table, ...] = ()
 
     def attach(endpoint: Attachment, network: NetworkItem) -> None:
@@ -110,6 +112,7 @@ def plan_sandbox(
         rules |= _reply_rules(network, ports)
         neighbors |= _fake_gateways(network)
         sysctls |= _REPLY_SYSCTLS
+        inside = [(p.protocol, nft.number_inside(p, task.doors), p.target_port) for p in ports]
         tables = (_table(endpoint, ports, lease), _egress())
     tables = (*tables, NAMES, *vips.tables)
     return NamespacePlan(
@@ -162,6 +165,10 @@ _REPLY_SYSCTLS = {
     # strict reverse path filtering looks where a reply with this mark would go: out of eth0, so the packet is welcome
     "net/ipv4/conf/all/src_valid_mark": "1",
 }
+_FREE = {"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
+NOT_THE_USERS = frozenset((sandbox_sysctls().keys() | _REPLY_SYSCTLS.keys()) - _FREE)
+NOT_THE_USERS_TREES = ("net/ipv4/vs/", "net/bridge/")
+"""Settings that hold a sandbox together. A container may forward, if that is its task: it harms nobody else."""
 
 
 def _reply_routes(network: NetworkItem) -> set[Route]:

@@ -17,6 +17,9 @@ from hivemesh.wire import codec
 
 T = TypeVar("T")
 
+LARGEST = (1 << 63) - 1
+"""Of numbers: larger ones are no amount of anything, and clients written in Go could not read them back."""
+
 INT64 = (-(2**63), 2**63 - 1)
 """What Docker's clients, written in Go, and our store hold in a number."""
 
@@ -77,6 +80,8 @@ def _known(value: Any, kind: Any, path: str) -> Any:
         return [_known(inner, element, f"{path}[{index}]") for index, inner in enumerate(value)]
     if isinstance(value, int) and not INT64[0] <= value <= INT64[1]:
         raise Invalid(f"{path or 'the number'}: {value} is out of range: use {INT64[0]} to {INT64[1]}")
+    if isinstance(value, int) and not -LARGEST - 1 <= value <= LARGEST:
+        raise Invalid(f"{path}: {value} is out of range")
     return value
 
 
