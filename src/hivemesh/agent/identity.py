@@ -1,33 +1,30 @@
 """Who this node is in its swarm: a small file of facts, and its certificate with its key.
 
 On disk, under the data directory: `node.json`, `certificates/ca.pem` and `certificates/node.pem`. Certificate and
-key share one file, so that renewing replaces both in one rename. A manager also has `certificates/store.key`, which
-opens what is confidential in its store.
+key share one file, so that renewing replaces both in one rename. A manager also has the store's key: `vault`.
 """
 
-import os
 import shutil
 import ssl
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
+from hivemesh.agent.private import write_private
+from hivemesh.agent.vault import CERTIFICATES, LOCKED, Vault
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
-from hivemesh.model.errors import Invalid
+from hivemesh.model.errors import Invalid, Unavailable
 from hivemesh.model.ids import ClusterID, NodeID
-from hivemesh.model.node import Role
-from hivemesh.pki import client_context, validity
-from hivemesh.pki.seal import new_seal_key
+from hivemesh.model.node import Role, Trust
+from hivemesh.pki import ca_digest, certificates_in, client_context, issuer_id, reencrypted, validity
 from hivemesh.wire import codec
 
 FORMAT = 1
 """Of `node.json`; another number means another version of hivemesh wrote it."""
 FACTS = "node.json"
-CERTIFICATES = "certificates"
-STORE_KEY = "store.key"
+ROOTS = "ca.pem"
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +50,8 @@ class Identity:
 
     data_dir: Path
     facts: Facts
-    ca: str  # PEM
+    ca: str  # PEM of the root, or of both while one takes over from the other
+    vault: Vault = field(compare=False)
 
     @property
     def certificate(self) -> Path:
@@ -64,9 +62,29 @@ class Identity:
         """Unix seconds between which the certificate holds."""
         return validity(self.certificate.read_text())
 
+    def trust(self) -> Trust:
+        """Whom this node trusts, and who signed its certificate."""
+        roots = tuple(ca_digest(root) for root in certificates_in(self.ca))
+        return Trust(roots=roots, issuer=issuer_id(self.certificate.read_text()))
+
     def client_context(self) -> ssl.SSLContext:
-        """TLS settings to call a manager with, from the certificate as it is on disk now."""
-        return client_context(self.ca, self.certificate)
+        """TLS settings to call a manager with, from the certificate as it is on disk now. Raises `Unavailable` while
+        the node is locked.
+        """
+        if self.vault.locked:
+            raise Unavailable(LOCKED)
+        return client_context(self.ca, self.certificate, self.vault.password)
+
+    def credentials(self) -> bytes:
+        """Certificate and key in the clear, as PEM: for a program beside us, never for a disk."""
+        return reencrypted(self.certificate.read_text(), self.vault.password, b"").encode()
+
+    def with_roots(self, ca: str) -> "Identity":
+        """The identity that trusts these roots (PEM) and no others, on disk too."""
+        if not ca or ca == self.ca:
+            return self
+        write_private(self.data_dir / CERTIFICATES / ROOTS, ca.encode())
+        return replace(self, ca=ca)
 
     def with_managers(self, managers: tuple[str, ...]) -> "Identity":
         """The identity that also remembers these managers, on disk too."""
@@ -78,6 +96,8 @@ class Identity:
 
     def with_role(self, role: Role) -> "Identity":
         """The identity of the same node in another role, on disk too."""
+        if role == "worker":
+            self.lock("")  # nobody is asked for a key that a worker does not need
         changed = replace(self, facts=msgspec.structs.replace(self.facts, role=role))
         write_private(self.data_dir / FACTS, codec.to_json(changed.facts))
         return changed
@@ -90,15 +110,30 @@ class Identity:
 
     def renew(self, certificate: str, key: str) -> None:
         """Replace certificate and key (PEM) on disk; connections made from now on use them."""
-        write_private(self.certificate, (certificate.rstrip() + "\n" + key).encode())
+        text = certificate.rstrip() + "\n" + key
+        if self.vault.unlock_key:
+            text = reencrypted(text, b"", self.vault.password)
+        write_private(self.certificate, text.encode())
+
+    def lock(self, unlock_key: str) -> None:
+        """Keep this manager's keys sealed with `unlock_key` from now on; with an empty one, in the clear."""
+        if unlock_key == self.vault.unlock_key:
+            return
+        password = self.vault.password
+        text = reencrypted(self.certificate.read_text(), password, password if unlock_key else b"")
+        if unlock_key:
+            write_private(self.certificate, text.encode())
+        self.vault.seal(unlock_key)
+        if not unlock_key:
+            write_private(self.certificate, text.encode())
 
 
 def create(data_dir: Path, facts: Facts, *, ca: str, certificate: str, key: str) -> Identity:
     """Write a new identity (all PEM). The facts come last: a node without them is in no swarm."""
-    identity = Identity(data_dir, facts, ca)
+    identity = Identity(data_dir, facts, ca, Vault(data_dir))
     directory = data_dir / CERTIFICATES
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(directory / "ca.pem", ca.encode())
+    write_private(directory / ROOTS, ca.encode())
     identity.renew(certificate, key)
     write_private(data_dir / FACTS, codec.to_json(facts))
     return identity
@@ -127,10 +162,11 @@ def load(data_dir: Path) -> Identity | None:
         )
     try:
         facts = codec.from_json(data, Facts)
-        ca = (data_dir / CERTIFICATES / "ca.pem").read_text()
-        identity = Identity(data_dir, facts, ca)
+        ca = (data_dir / CERTIFICATES / ROOTS).read_text()
+        identity = Identity(data_dir, facts, ca, Vault(data_dir))
         identity.validity()
-        identity.client_context()  # certificate, key and CA are readable and belong together
+        if not identity.vault.locked:
+            identity.client_context()  # certificate, key and CA are readable and belong together
     except (msgspec.MsgspecError, OSError, ValueError, Invalid) as error:
         raise Invalid(
             f"the identity of this node under {data_dir} is damaged ({error}): leave the swarm with "
@@ -139,61 +175,7 @@ def load(data_dir: Path) -> Identity | None:
     return identity
 
 
-def store_key(data_dir: Path) -> bytes:
-    """The key that opens a manager's store. Raises `Invalid` when it is not there."""
-    path = data_dir / CERTIFICATES / STORE_KEY
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Invalid(
-            f"the key of the store, {path}, cannot be read ({error.strerror}): restore it from a backup, or leave the "
-            "swarm with `swarm leave --force` and begin a new one"
-        ) from None
-
-
-def create_store_key(data_dir: Path) -> bytes:
-    """A new key for a new store, on disk when this returns."""
-    directory = data_dir / CERTIFICATES
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = new_seal_key()
-    write_private(directory / STORE_KEY, key)
-    return key
-
-
-def has_store_key(data_dir: Path) -> bool:
-    return (data_dir / CERTIFICATES / STORE_KEY).exists()
-
-
-def keep_store_key(data_dir: Path, key: bytes) -> None:
-    """The key of a store that other managers have, on disk when this returns."""
-    write_private(data_dir / CERTIFICATES / STORE_KEY, key)
-
-
-def forget_store_key(data_dir: Path) -> None:
-    """This node is no manager any more."""
-    (data_dir / CERTIFICATES / STORE_KEY).unlink(missing_ok=True)
-
-
 def forget(data_dir: Path) -> None:
     """Remove the identity, facts first; what is not there is fine."""
     (data_dir / FACTS).unlink(missing_ok=True)
     shutil.rmtree(data_dir / CERTIFICATES, ignore_errors=True)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file in one step, readable by its owner only, and on disk when this returns."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -21,11 +21,11 @@ import msgspec
 
 from hivemesh.agent.executor import Executor
 from hivemesh.agent.files import SandboxFiles
-from hivemesh.agent.identity import write_private
 from hivemesh.agent.leases import Leases
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames, Resolver
 from hivemesh.agent.network import Kernel, NodeNetwork
+from hivemesh.agent.private import write_private
 from hivemesh.agent.secrets import TaskSecrets, is_confidential
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import ViewParts, parts_of

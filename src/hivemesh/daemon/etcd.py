@@ -19,7 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from hivemesh.agent.identity import Identity, write_private
+from hivemesh.agent.identity import Identity
+from hivemesh.agent.private import write_private
 from hivemesh.control.members import peer_url
 from hivemesh.model.addr import host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
@@ -225,7 +226,7 @@ class EtcdServer:
         identity = self._identity()
         self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
         changed = False
-        for name, text in (("node.pem", identity.certificate.read_bytes()), ("ca.pem", identity.ca.encode())):
+        for name, text in (("node.pem", identity.credentials()), ("ca.pem", identity.ca.encode())):
             path = self._files / name
             if not path.exists() or path.read_bytes() != text:
                 changed |= path.exists() and name == "ca.pem"

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from hivemesh.agent import identity as identities
 from hivemesh.agent import join as membership
-from hivemesh.agent.identity import Identity, store_key
+from hivemesh.agent.identity import Identity
 from hivemesh.clock import Clock
 from hivemesh.config import DaemonConfig
 from hivemesh.control.dispatcher import Dispatcher
@@ -134,7 +133,9 @@ class ManagerRole:
                 log.warning("the swarm's state remains in %s: %s", self._config.store, error)
         await EtcdServer(self._identity, self._directory, self._config.run_dir).stop()
         shutil.rmtree(self._directory, ignore_errors=True)
-        identities.forget_store_key(self._config.data_dir)
+        identity = self._identity()
+        identity.lock("")
+        identity.vault.forget()
 
     # --- leading ------------------------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ class ManagerRole:
                 found = await members.admit(node.id, request.addr)
             except Conflict as error:
                 raise Unavailable(str(error)) from error
-        return ManagerReply(seal_key=store_key(self._config.data_dir), members=found)
+        return ManagerReply(seal_key=self._identity().vault.key, members=found)
 
     async def _grow(self) -> None:
         """From the embedded store to an etcd of our own. Everything goes on meanwhile; writes wait for a moment."""
@@ -232,7 +233,7 @@ class ManagerRole:
 
             async def move(snapshot: Snapshot) -> Store:
                 store = await _until_answered(lambda: EtcdStore.create(client, after=snapshot.revision))
-                sealed = SealedStore(store, Seal(store_key(self._config.data_dir)))
+                sealed = SealedStore(store, Seal(self._identity().vault.key))
                 await fill(sealed, snapshot.entries)
                 await store.finish()
                 keep_record(self._directory, Record(members={self._me: server.peer}, new=True))
@@ -272,7 +273,7 @@ class ManagerRole:
         if self._config.store:
             return await self._patiently(self._open_outside)
         if recorded(self._directory) is None and (self._directory / sqlite.FILE).exists():
-            seal = Seal(store_key(self._config.data_dir))
+            seal = Seal(self._identity().vault.key)
             tables = Tables(SealedStore(await SqliteStore.open(self._directory), seal))
             await tables.load()
             await self._go_on_alone(tables)
@@ -301,16 +302,16 @@ class ManagerRole:
         if record is None or not (server.began or record.new or self._helpers):
             etcd.require()
             reply = await membership.act_as_manager(self._identity(), "")
-            identities.keep_store_key(self._config.data_dir, reply.seal_key)
+            self._identity().vault.keep(reply.seal_key)
             keep_record(self._directory, Record(members=reply.members))
         if not self._helpers:
             self._help(server)
         return await self._load(server.client(), ROOT, HISTORY, server)
 
     async def _open_outside(self) -> _Backing:
-        if not identities.has_store_key(self._config.data_dir):
+        if not self._identity().vault.has_key:
             reply = await membership.act_as_manager(self._identity(), self._config.store)
-            identities.keep_store_key(self._config.data_dir, reply.seal_key)
+            self._identity().vault.keep(reply.seal_key)
         client, root = outside.connect(self._config.store)
         return await self._load(client, root, None, None)
 
@@ -319,7 +320,7 @@ class ManagerRole:
             store = await EtcdStore.open(client, root, history)
             if store is None:
                 raise Unavailable("the store in etcd holds no swarm")
-            tables = Tables(SealedStore(store, Seal(store_key(self._config.data_dir))))
+            tables = Tables(SealedStore(store, Seal(self._identity().vault.key)))
             await tables.load()
             await self._go_on_alone(tables)
         except BaseException:

@@ -22,6 +22,7 @@ from hivemesh.agent.logs import LogSender
 from hivemesh.agent.plain import PlainNode
 from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.session import Session
+from hivemesh.agent.vault import Vault
 from hivemesh.agent.worker import Worker
 from hivemesh.api.local import LocalState, RemoteManager
 from hivemesh.api.server import ApiServer
@@ -333,7 +334,7 @@ class Daemon:
         directory = store_directory(self.data_dir)
         shutil.rmtree(directory, ignore_errors=True)  # of an init that was interrupted before it had an identity
         try:
-            seal = Seal(await asyncio.to_thread(identities.create_store_key, self.data_dir))
+            seal = Seal(await asyncio.to_thread(Vault(self.data_dir).create))
             if self._config.store:
                 store = await outside.create(self._config.store, seal)
             else:

@@ -3,6 +3,7 @@
 import msgspec
 
 from hivemesh.model.addr import Prefix
+from hivemesh.model.container import LogDriver
 from hivemesh.model.ids import ClusterID
 from hivemesh.model.service import Nanoseconds, Spec
 
@@ -32,11 +33,18 @@ class Dispatcher(Spec, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class CAConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
-    node_cert_expiry: Nanoseconds = 7_776_000_000_000_000  # 90 days
+    node_cert_expiry: Nanoseconds = 7_776_000_000_000_000  # 90 days; of certificates signed from then on
+    signing_ca_cert: str = msgspec.field(default="", name="SigningCACert")  # PEM; the root that an administrator gave
+    signing_ca_key: str = msgspec.field(default="", name="SigningCAKey")  # PEM; never kept here
+    force_rotate: int = 0  # a greater number than before asks for a new root
 
 
 class EncryptionConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
     auto_lock_managers: bool = False
+
+
+class TaskDefaults(Spec, frozen=True, kw_only=True):
+    log_driver: LogDriver | None = None  # of tasks made from then on that name none
 
 
 class SwarmSpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
@@ -47,7 +55,15 @@ class SwarmSpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
     dispatcher: Dispatcher = Dispatcher()
     ca_config: CAConfig = msgspec.field(default=CAConfig(), name="CAConfig")
     encryption_config: EncryptionConfig = EncryptionConfig()
-    task_defaults: dict[str, str] = {}
+    task_defaults: TaskDefaults = TaskDefaults()
+
+
+class RootRotation(msgspec.Struct, frozen=True, kw_only=True):
+    """The root that takes over. Until all nodes are with it both are trusted, and it signs."""
+
+    ca_cert: str  # PEM
+    ca_key: str  # PEM
+    link: str  # PEM; its name and key, certified by the root before it
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,3 +82,5 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     ca_key: str = ""  # PEM
     worker_token: str = ""
     manager_token: str = ""
+    rotation: RootRotation | None = None  # to another root, in progress
+    unlock_key: str = ""  # that managers' keys are sealed with at rest; empty: they are not

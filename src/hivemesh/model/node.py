@@ -22,6 +22,13 @@ class NodeSpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
     availability: Availability = "active"
 
 
+class Trust(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a node trusts: digests of its roots, as in join tokens, and the key that signed its own certificate."""
+
+    roots: tuple[str, ...] = ()
+    issuer: str = ""  # identifier of the key, in hexadecimal digits
+
+
 class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent reports about its machine when it connects."""
 
@@ -36,6 +43,8 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     mtu: int = 1500  # of the underlay interface that carries the VTEP address
     balancers: tuple[str, ...] = ("nftables",)  # what the kernel can balance services with
+    protocols: tuple[str, ...] = ("tcp", "udp")  # of published ports that its kernel can serve
+    trust: Trust = Trust()
     gateway: tuple[Prefix, ...] = ()  # of the bridge that leads sandboxes out of the node: overlays keep clear of it
 
 

@@ -11,7 +11,8 @@ from hivemesh.model.errors import Invalid
 from hivemesh.model.node import Role
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 CA_NAME = "swarm-ca"
 CA_LIFETIME = 20 * 365 * 24 * 3600
@@ -24,10 +25,15 @@ BACKDATED = 3600
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A root certificate and its key, both PEM. The key never leaves the managers' store."""
+    """A root certificate and its key, both PEM. The key never leaves the managers' store.
+
+    `link` is the same name and key certified by the root before it, sent along with what this one signs while there
+    are nodes that trust only that one.
+    """
 
     certificate: str
     key: str
+    link: str = ""
 
     @classmethod
     def create(cls, now: float) -> "Authority":
@@ -81,20 +87,18 @@ class Authority:
         addresses: Sequence[Address] = (),
         lifetime: float = NODE_LIFETIME,
     ) -> str:
-        """A node certificate (PEM) for the key of a certificate request (PEM).
+        """A node certificate (PEM, followed by the link if there is one) for the key of a certificate request (PEM).
 
         Nothing but the key is taken from the request: the manager decides subject and names. `lifetime` is in
         seconds. Raises `Invalid` when the request is malformed or not signed with its own key.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
         public = _public_key(request)
         root = x509.load_pem_x509_certificate(self.certificate.encode())
-        root_key = serialization.load_pem_private_key(self.key.encode(), None)
-        assert isinstance(root_key, ec.EllipticCurvePrivateKey)
+        root_key = signing_key(self.key)
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id),
@@ -119,12 +123,34 @@ class Authority:
                 critical=False,
             )
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()),
+                issued_by(root),
                 critical=False,
             )
             .sign(root_key, hashes.SHA256())
         )
-        return certificate.public_bytes(serialization.Encoding.PEM).decode()
+        return certificate.public_bytes(serialization.Encoding.PEM).decode() + self.link
+
+
+def signing_key(text: str) -> "ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey":
+    """Raises `ValueError` for anything but an ECDSA or RSA key in PEM form that needs no password."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    try:
+        key = serialization.load_pem_private_key(text.encode(), None)
+    except TypeError:
+        raise ValueError("it is encrypted") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise ValueError("it is neither an ECDSA nor an RSA key")
+    return key
+
+
+def issued_by(root: "x509.Certificate") -> "x509.AuthorityKeyIdentifier":
+    """What a certificate says of its issuer: the identifier that the issuer's own certificate has."""
+    from cryptography import x509
+
+    own = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _public_key(request: str) -> "ec.EllipticCurvePublicKey":

@@ -3,16 +3,20 @@
 import calendar
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from hivemesh.model.errors import Forbidden, Invalid
 from hivemesh.model.ids import ClusterID, NodeID
 from hivemesh.model.node import Role
 
-SEQUENCE, CONTEXT_0, UTC_TIME, GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
+SEQUENCE, CONTEXT_0, CONTEXT_3, UTC_TIME, GENERALIZED_TIME = 0x30, 0xA0, 0xA3, 0x17, 0x18
+BOOLEAN, OCTETS, KEY_IDENTIFIER = 0x01, 0x04, 0x80
 """DER tags (X.690)."""
+SUBJECT_KEY, AUTHORITY_KEY = b"\x55\x1d\x0e", b"\x55\x1d\x23"
+"""Extensions 2.5.29.14 and 2.5.29.35 (RFC 5280, 4.2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +44,7 @@ def peer_of(certificate: Mapping[str, Any]) -> Peer:
 def validity(certificate: str) -> tuple[float, float]:
     """Unix seconds at which the first certificate of a PEM text begins and ends. Raises `Invalid`."""
     try:
-        start = certificate.index(ssl.PEM_HEADER)
-        end = certificate.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
-        der = ssl.PEM_cert_to_DER_cert(certificate[start:end] + "\n")
-        _, outer, _ = _element(der, SEQUENCE)  # Certificate
-        _, body, _ = _element(outer, SEQUENCE)  # TBSCertificate
-        tag, _, rest = _element(body)
-        if tag == CONTEXT_0:  # the version; absent in version 1
-            _, _, rest = _element(rest)  # serial number
-        _, _, rest = _element(rest, SEQUENCE)  # signature algorithm
+        rest = _from_issuer(certificate)
         _, _, rest = _element(rest, SEQUENCE)  # issuer
         _, both, _ = _element(rest, SEQUENCE)  # validity
         first_tag, first, both = _element(both)
@@ -56,6 +52,70 @@ def validity(certificate: str) -> tuple[float, float]:
         return _moment(first_tag, first), _moment(last_tag, last)
     except (ValueError, LookupError) as error:
         raise Invalid("not a certificate in PEM form") from error
+
+
+@lru_cache(maxsize=64)
+def issuer_id(certificate: str) -> str:
+    """Which root's key signed the first certificate of a PEM text: that root's `key_id`. Raises `Invalid`."""
+    try:
+        for extension, value in _extensions(certificate):
+            if extension == AUTHORITY_KEY:
+                _, fields, _ = _element(value, SEQUENCE)
+                _, identifier, _ = _element(fields, KEY_IDENTIFIER)
+                return identifier.hex()
+    except (ValueError, LookupError) as error:
+        raise Invalid("not a certificate in PEM form") from error
+    raise Invalid("the certificate does not say which key signed it")
+
+
+@lru_cache(maxsize=64)
+def key_id(root: str) -> str:
+    """The identifier of a root's key (PEM of its certificate), in hexadecimal digits. Raises `Invalid`."""
+    try:
+        for extension, value in _extensions(root):
+            if extension == SUBJECT_KEY:
+                return _element(value, OCTETS)[1].hex()
+    except (ValueError, LookupError) as error:
+        raise Invalid("not a certificate in PEM form") from error
+    raise Invalid("the root certificate has no subject key identifier")
+
+
+def certificates_in(text: str) -> list[str]:
+    """Each certificate of a PEM text, every one ending with a newline."""
+    found, at = [], 0
+    while (start := text.find(ssl.PEM_HEADER, at)) >= 0 and (end := text.find(ssl.PEM_FOOTER, start)) >= 0:
+        at = end + len(ssl.PEM_FOOTER)
+        found.append(text[start:at] + "\n")
+    return found
+
+
+def _from_issuer(certificate: str) -> bytes:
+    """What follows the signature algorithm in the first certificate of a PEM text."""
+    der = ssl.PEM_cert_to_DER_cert(certificates_in(certificate)[0])
+    _, outer, _ = _element(der, SEQUENCE)  # Certificate
+    _, body, _ = _element(outer, SEQUENCE)  # TBSCertificate
+    tag, _, rest = _element(body)
+    if tag == CONTEXT_0:  # the version; absent in version 1
+        _, _, rest = _element(rest)  # serial number
+    _, _, rest = _element(rest, SEQUENCE)  # signature algorithm
+    return rest
+
+
+def _extensions(certificate: str) -> Iterator[tuple[bytes, bytes]]:
+    """Object identifier and value of each."""
+    rest = _from_issuer(certificate)
+    while rest:
+        tag, content, rest = _element(rest)
+        if tag != CONTEXT_3:
+            continue
+        _, entries, _ = _element(content, SEQUENCE)
+        while entries:
+            _, entry, entries = _element(entries, SEQUENCE)
+            _, identifier, entry = _element(entry)
+            tag, value, entry = _element(entry)
+            if tag == BOOLEAN:  # whether it is critical
+                _, value, _ = _element(entry, OCTETS)
+            yield identifier, value
 
 
 def _element(data: bytes, expected: int | None = None) -> tuple[int, bytes, bytes]:
