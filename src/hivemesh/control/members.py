@@ -111,8 +111,8 @@ class Members:
         for member in members:
             if not wanted & set(member.peers):
                 if len(members) > 1 and self._client is not None:
-                    log.info("removing %s from the store's members", member.name or member.peers)
                     await self._client.remove(member.ID)
+                    log.info("%s is no member of the store any more", member.name or member.peers)
                     members = tuple(other for other in members if other.ID != member.ID)
             elif member.learner:
                 busy = True

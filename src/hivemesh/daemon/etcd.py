@@ -152,6 +152,7 @@ class EtcdServer:
         require()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_files()
+        (self._files / SOCKET).unlink(missing_ok=True)  # of one that was killed: etcd would not replace it
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
         with self._log.open("ab") as output:
             started = await asyncio.create_subprocess_exec(

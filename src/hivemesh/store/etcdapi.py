@@ -293,6 +293,6 @@ def _error(answer: bytes) -> HivemeshError:
             f"the store's etcd has no room left ({text}): nothing was changed; compact and defragment it, then disarm "
             "its alarm"
         )
-    if said.code == UNAVAILABLE:
+    if said.code == UNAVAILABLE and "unhealthy" not in text:
         return Uncertain(_no_majority(text.removeprefix("etcdserver: ")))
     return EtcdError(said.code, text)
