@@ -101,6 +101,15 @@ class Client:
             data = b"".join([chunk async for chunk in chunks])
             return msgspec.json.decode(data) if data.strip() else None
 
+    async def download(self, path: str) -> bytes:
+        """An answer that is no JSON."""
+        async with self._open("GET", path, None, None) as (_, chunks):
+            return b"".join([chunk async for chunk in chunks])
+
+    async def upload(self, path: str, data: bytes, query: Mapping[str, Any] | None = None) -> Any:
+        """As `post`, with a body that is no JSON."""
+        return await self.request("POST", path, query, data)
+
     async def lines(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
         """Each JSON line of a stream, as it comes."""
         async with self._open("GET", path, query, None) as (_, chunks):
@@ -117,11 +126,12 @@ class Client:
     ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
         reader, writer = await self._connect()
         try:
-            content = b"" if body is None else msgspec.json.encode(body)
+            raw = isinstance(body, bytes)
+            content = body if raw else b"" if body is None else msgspec.json.encode(body)
             target = API + path + (f"?{urlencode(query)}" if query else "")
             head = [f"{method} {target} HTTP/1.1", "Host: hivemesh", "Connection: close"]
             if body is not None:
-                head.append("Content-Type: application/json")
+                head.append(f"Content-Type: application/{'octet-stream' if raw else 'json'}")
             head.append(f"Content-Length: {len(content)}")
             writer.write("\r\n".join([*head, "", ""]).encode() + content)
             await writer.drain()

@@ -96,6 +96,12 @@ class LocalNode(Protocol):
         """Make a swarm of one. Returns when the API of a manager works. Raises `Unavailable` when already in one."""
         ...
 
+    async def restore(self, snapshot: bytes, request: SwarmInit) -> NodeID:
+        """The swarm of a snapshot, with this node as its only manager; of `request` only addresses count. Raises as
+        `init` does, and `Invalid` when it is no snapshot.
+        """
+        ...
+
     async def join(self, request: SwarmJoin) -> None:
         """Returns when the manager has accepted this node and its session stands. Same errors as `init`."""
         ...

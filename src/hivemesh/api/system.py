@@ -23,6 +23,12 @@ routes = web.RouteTableDef()
 ENGINE_PATIENCE = 5.0
 """Seconds that `/info` waits for the engine before it answers without it."""
 
+TWO_MANAGERS = (
+    "WARNING: Running Swarm in a two-manager configuration. This configuration provides no fault tolerance, and poses "
+    "a high risk to lose control over the cluster. Add a third manager, or demote one of the two."
+)
+"""Docker's words, but for what to do."""
+
 NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -91,7 +97,7 @@ async def info(request: web.Request) -> web.Response:
     except (HivemeshError, OSError, TimeoutError, ValueError) as error:
         warnings.append(f"WARNING: the engine does not answer: {error}")
     result["Swarm"] = _swarm(local)
-    result["Warnings"] = warnings
+    result["Warnings"] = warnings + result["Swarm"].get("Warnings", [])
     return answer(result)
 
 
@@ -197,6 +203,8 @@ def _swarm(local: LocalNode) -> dict[str, Any]:
         view = manager.tables.view
         nodes = view.all(Node)
         result["Nodes"] = len(nodes)
+        if sum(node.spec.role == "manager" for node in nodes) == 2:
+            result["Warnings"] = [TWO_MANAGERS]
         result["Managers"] = sum(bool(node.manager_addr) for node in nodes)
         result["Cluster"] = objects.cluster_info(view.cluster)
     return result

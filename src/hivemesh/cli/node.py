@@ -115,6 +115,41 @@ async def rm(client: Client, force: bool, nodes: tuple[str, ...]) -> None:
 
 
 @node.command()
+@click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
+@asynchronous
+async def promote(client: Client, nodes: tuple[str, ...]) -> None:
+    """Make nodes managers.
+
+    \b
+    Examples:
+      hivemesh node promote n2 n3
+    """
+    await each(nodes, lambda ref: _change_role(client, ref, "manager"))
+
+
+@node.command()
+@click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
+@asynchronous
+async def demote(client: Client, nodes: tuple[str, ...]) -> None:
+    """Make managers plain nodes. The last manager cannot be demoted.
+
+    \b
+    Examples:
+      hivemesh node demote n3
+    """
+    await each(nodes, lambda ref: _change_role(client, ref, "worker"))
+
+
+async def _change_role(client: Client, ref: str, role: str) -> str:
+    value = await client.get(f"/nodes/{await own_node(client, ref)}")
+    if value["Spec"]["Role"] == role:
+        return f"Node {ref} is already a {role}."
+    spec = value["Spec"] | {"Role": role}
+    await client.post(f"/nodes/{value['ID']}/update", spec, {"version": value["Version"]["Index"]})
+    return f"Node {ref} is a {role} now."
+
+
+@node.command()
 @click.option("--availability", type=click.Choice(["active", "pause", "drain"]), help="May the node get tasks?")
 @click.option("--role", type=click.Choice(["worker", "manager"]), help="Role in the swarm.")
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Add or change a label; may be repeated.")

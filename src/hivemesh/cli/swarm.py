@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from hivemesh.cli.session import asynchronous
+from hivemesh.cli.snapshot import snapshot
 from hivemesh.client import Client
 from hivemesh.model.errors import HivemeshError, Invalid
 
@@ -16,7 +17,11 @@ def swarm() -> None:
     """Enter, leave and configure a swarm."""
 
 
+swarm.add_command(snapshot)
+
+
 @swarm.command()
+@click.option("--force-new-cluster", is_flag=True, help="On a manager that lost the others: go on without them.")
 @click.option("--advertise-addr", default="", metavar="ADDR", help="Address (or interface) that other nodes reach.")
 @click.option("--listen-addr", default="0.0.0.0:2377", show_default=True, metavar="ADDR:PORT", help="Managers' port.")
 @click.option("--data-path-addr", default="", metavar="ADDR", help="Address (or interface) for VXLAN, if another.")
@@ -27,6 +32,7 @@ def swarm() -> None:
 @asynchronous
 async def init(
     client: Client,
+    force_new_cluster: bool,
     advertise_addr: str,
     listen_addr: str,
     data_path_addr: str,
@@ -41,6 +47,7 @@ async def init(
     Examples:
       hivemesh swarm init
       hivemesh swarm init --advertise-addr 192.0.2.10 --default-addr-pool 10.20.0.0/16
+      hivemesh swarm init --force-new-cluster
     """
     node = await _enter(
         client,
@@ -53,6 +60,7 @@ async def init(
             "DefaultAddrPool": default_addr_pool,
             "SubnetSize": default_addr_pool_mask_length,
             "Availability": availability,
+            "ForceNewCluster": force_new_cluster,
         },
     )
     click.echo(f"Swarm initialized: current node ({node}) is now a manager.\n")
@@ -77,7 +85,7 @@ async def join(
     availability: str,
     manager: str,
 ) -> None:
-    """Join the swarm of the manager at HOST:PORT.
+    """Join the swarm of the manager at HOST:PORT, as what the token says.
 
     \b
     Examples:

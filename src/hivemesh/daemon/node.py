@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,25 +12,23 @@ from hivemesh.agent import inquiry
 from hivemesh.agent import join as membership
 from hivemesh.agent.advertise import choose_address, listen_address
 from hivemesh.agent.attached import AttachedContainers, leave_swarm
-from hivemesh.agent.facts import describe, local_addresses, local_routes
+from hivemesh.agent.facts import describe, local_addresses
 from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.grants import Grants
-from hivemesh.agent.identity import Facts, Identity
+from hivemesh.agent.identity import Identity
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.logs import LogSender
 from hivemesh.agent.plain import PlainNode
 from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.session import Session
-from hivemesh.agent.vault import Vault
 from hivemesh.agent.worker import Worker
 from hivemesh.api.local import LocalState, RemoteManager
 from hivemesh.api.server import ApiServer
 from hivemesh.clock import Clock
 from hivemesh.config import DaemonConfig
-from hivemesh.control import swarm
 from hivemesh.control.manager import Manager
-from hivemesh.daemon import etcd, outside
-from hivemesh.daemon.manager import ManagerRole, store_directory
+from hivemesh.daemon import etcd, founding
+from hivemesh.daemon.manager import ManagerRole
 from hivemesh.dataplane.apply import Applier
 from hivemesh.engine.api import Engine, EngineInfo
 from hivemesh.engine.podman import PodmanEngine
@@ -39,17 +36,11 @@ from hivemesh.engine.process import ProcessEngine
 from hivemesh.engine.service import PodmanService
 from hivemesh.kernel import ipvs
 from hivemesh.kernel.probe import missing
-from hivemesh.model.addr import Address, host_port, parse_host_port
-from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
-from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable
+from hivemesh.model.addr import Address
+from hivemesh.model.errors import HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.generic import GenericResource
-from hivemesh.model.ids import NodeID, new_id
+from hivemesh.model.ids import NodeID
 from hivemesh.model.node import NodeDescription
-from hivemesh.pki import Authority, make_request, new_token
-from hivemesh.pki.seal import Seal
-from hivemesh.store.sealed import SealedStore
-from hivemesh.store.sqlite import SqliteStore
-from hivemesh.store.tables import Tables
 from hivemesh.wire.control import View
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
@@ -224,8 +215,18 @@ class Daemon:
             if request.force_new_cluster and self.is_manager:
                 return await self._recover()
             await self._require_outside()
-            addr, vtep, listen = await self._addresses(request)
-            return await self._settle(await self._found(request, addr, vtep, listen))
+            place = await self._place(request)
+            return await self._settle(await founding.found(request, place, self._config, self.clock.now()))
+
+    async def restore(self, snapshot: bytes, request: SwarmInit) -> NodeID:
+        async with self._changing:
+            await self._require_outside()
+            place = await self._place(request)
+            return await self._settle(await founding.restore(snapshot, place, self._config, self.clock.now()))
+
+    async def _place(self, request: SwarmInit) -> founding.Place:
+        addr, vtep, listen = await self._addresses(request)
+        return founding.Place(hostname=self.name, addr=addr, vtep=vtep, listen=listen)
 
     async def join(self, request: SwarmJoin) -> None:
         async with self._changing:
@@ -313,70 +314,6 @@ class Daemon:
         vtep = choose_address(request.data_path_addr, "data path address", local) if request.data_path_addr else addr
         return addr, vtep, listen_address(request.listen_addr, local)
 
-    async def _found(self, request: SwarmInit, addr: Address, vtep: Address, listen: str) -> Identity:
-        """A new swarm on disk: its state first, then this node's identity. Leaves nothing when it fails."""
-        node_id, now = NodeID(new_id()), self.clock.now()
-        manager_addr = host_port(str(addr), parse_host_port(listen, DEFAULT_LISTEN_PORT, "listen address")[1])
-        authority = await asyncio.to_thread(Authority.create, now)
-        objects = swarm.initial_objects(
-            request,
-            authority=authority,
-            node_id=node_id,
-            addr=addr,
-            vtep=vtep,
-            manager_addr=manager_addr,
-            worker_token=new_token(authority.certificate),
-            manager_token=new_token(authority.certificate),
-            hostname=self.name,
-            now=now,
-            routes=await asyncio.to_thread(local_routes),
-        )
-        directory = store_directory(self.data_dir)
-        shutil.rmtree(directory, ignore_errors=True)  # of an init that was interrupted before it had an identity
-        try:
-            seal = Seal(await asyncio.to_thread(Vault(self.data_dir).create))
-            if self._config.store:
-                store = await outside.create(self._config.store, seal)
-            else:
-                store = SealedStore(await SqliteStore.open(directory), seal)
-            try:
-                tables = Tables(store)
-                await tables.load()
-                await swarm.found(tables, objects)
-            finally:
-                await store.close()
-            cluster = objects[0]
-            csr = await asyncio.to_thread(make_request)
-            certificate = authority.sign(
-                csr.csr, node_id=node_id, cluster_id=cluster.id, role="manager", now=now, addresses=(addr,)
-            )
-            facts = Facts(
-                node_id=node_id,
-                cluster_id=cluster.id,
-                role="manager",
-                addr=addr,
-                vtep=vtep,
-                listen=listen,
-                managers=(manager_addr,),
-            )
-            return identities.create(
-                self.data_dir, facts, ca=authority.certificate, certificate=certificate, key=csr.key
-            )
-        except Conflict:  # of a store that is not ours
-            identities.forget(self.data_dir)
-            raise
-        except BaseException:
-            await self._undo(last=True)
-            raise
-
-    async def _undo(self, *, last: bool) -> None:
-        """Nothing of a swarm remains that could not be begun or joined; a `last` manager takes the state along."""
-        shutil.rmtree(store_directory(self.data_dir), ignore_errors=True)
-        identities.forget(self.data_dir)
-        if last and self._config.store:
-            with contextlib.suppress(HivemeshError):
-                await outside.erase(self._config.store)
-
     async def _settle(self, identity: Identity) -> NodeID:
         """Start the swarm's side and wait until it works. When a new manager cannot start, the swarm is undone."""
         await self._stop_plain()
@@ -388,7 +325,7 @@ class Daemon:
             raise Unavailable(SLOW) from None
         except HivemeshError:
             await self._stop()
-            await self._undo(last=identity.facts.managers == (identity.manager_addr,))
+            await founding.undo(self._config, last=identity.facts.managers == (identity.manager_addr,))
             self._identity, self._error = None, ""
             self._start_plain()
             raise

@@ -41,15 +41,15 @@ def parse(url: str) -> tuple[list[str], str, dict[str, str]]:
     return endpoints, f"{prefix}/" if prefix else ROOT, files
 
 
-async def create(url: str, seal: Seal) -> SealedStore:
-    """An empty store there. Raises `Conflict` when there is one already."""
+async def create(url: str, seal: Seal, after: int = 0) -> SealedStore:
+    """An empty store there, with revisions above `after`. Raises `Conflict` when there is one already."""
     client, root = connect(url)
     try:
         if await EtcdStore.open(client, root) is not None:
             raise Conflict(
                 f"the etcd at {url} already holds a swarm under {root!r}: join that one, or choose another prefix"
             )
-        store = await EtcdStore.create(client, root, history=None)
+        store = await EtcdStore.create(client, root, history=None, after=after)
         await store.finish()
         return SealedStore(store, seal)
     except BaseException:

@@ -83,8 +83,8 @@ class SqliteStore:
         self._sleepers: set[asyncio.Future[None]] = set()
 
     @classmethod
-    async def open(cls, directory: Path, history: int = HISTORY) -> "SqliteStore":
-        """Open or create the store under `directory`.
+    async def open(cls, directory: Path, history: int = HISTORY, after: int = 0) -> "SqliteStore":
+        """Open or create the store under `directory`; one that is created begins after revision `after`.
 
         Raises `Invalid` when another version wrote it or it is damaged, `Unavailable` when another process has it
         open or the disk refuses.
@@ -92,7 +92,7 @@ class SqliteStore:
         thread = ThreadPoolExecutor(1, "store")
         loop = asyncio.get_running_loop()
         try:
-            connection, lock, revision = await loop.run_in_executor(thread, _open, directory)
+            connection, lock, revision = await loop.run_in_executor(thread, _open, directory, after)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -249,7 +249,7 @@ def remove(directory: Path) -> None:
         (directory / f"{FILE}{suffix}").unlink(missing_ok=True)
 
 
-def _open(directory: Path) -> tuple[sqlite3.Connection, int, int]:
+def _open(directory: Path, after: int) -> tuple[sqlite3.Connection, int, int]:
     """Connection, lock and revision; in the writer thread."""
     path = directory / FILE
     try:
@@ -264,7 +264,7 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, int, int]:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # the CA's key is in there
         connection = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
         try:
-            return connection, lock, _prepare(connection, directory)
+            return connection, lock, _prepare(connection, directory, after)
         except BaseException:
             connection.close()
             raise
@@ -284,7 +284,7 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, int, int]:
         raise
 
 
-def _prepare(connection: sqlite3.Connection, directory: Path) -> int:
+def _prepare(connection: sqlite3.Connection, directory: Path, after: int) -> int:
     execute = connection.execute
     execute("PRAGMA cache_size = -512")  # KiB; all that is read often is in memory above
     execute(
@@ -297,10 +297,10 @@ def _prepare(connection: sqlite3.Connection, directory: Path) -> int:
         execute("BEGIN IMMEDIATE")
         for statement in filter(str.strip, _SCHEMA.split(";")):
             execute(statement)
-        rows = {"format": str(FORMAT), "version": hivemesh.__version__, "revision": "0"}
+        rows = {"format": str(FORMAT), "version": hivemesh.__version__, "revision": str(after)}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
         execute("COMMIT")
-        return 0
+        return after
     meta = dict(execute("SELECT name, value FROM meta")) if "meta" in tables else {}
     if meta.get("format") != str(FORMAT):
         raise Invalid(

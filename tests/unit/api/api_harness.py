@@ -90,6 +90,10 @@ class Machine:
             self.running.append(asyncio.create_task(step))
         return node_id
 
+    async def restore(self, snapshot: bytes, request: SwarmInit) -> NodeID:
+        self.restored = snapshot
+        return await self.init(request)
+
     async def join(self, request: SwarmJoin) -> None:
         self.joined, self.state, self.node_id = request, "active", NodeID(new_id())
 
