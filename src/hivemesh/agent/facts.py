@@ -129,6 +129,7 @@ async def describe(
         mtu=mtu,
         gateway=gateway,
         balancers=("nftables", "ipvs") if ipvs.available() else ("nftables",),
+        protocols=("tcp", "udp", "sctp") if machine.has_sctp() else ("tcp", "udp"),
     )
 
 

@@ -5,7 +5,8 @@ out in turn: one that was just given back is the last to be used again, when nob
 """
 
 import os
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -24,7 +25,7 @@ HOST_PORTS = range(49153, 65536)
 
 class _Lease(msgspec.Struct):
     number: int
-    ports: dict[str, int] = {}  # "tcp/80" (protocol and target port) to the host's port
+    ports: dict[str, int] = {}  # "tcp/80" (protocol and target port; then "tcp/80/2", …) to the host's port
 
 
 class _File(msgspec.Struct):
@@ -61,17 +62,27 @@ class Leases:
             v6=IPv6Interface((v6.network_address + known.number, v6.prefixlen)),
         )
 
-    def host_ports(self, task: TaskID, ports: Iterable[PortConfig]) -> tuple[PortConfig, ...]:
-        """The host-mode ports among `ports`, with real numbers. `task` has a lease. Raises `Exhausted`."""
+    def host_ports(
+        self, task: TaskID, ports: Iterable[PortConfig], busy: Callable[[], Collection[tuple[str, int]]] = tuple
+    ) -> tuple[PortConfig, ...]:
+        """The host-mode ports among `ports`, with real numbers. `task` has a lease. Raises `Exhausted`.
+
+        `busy` says, by protocol, which numbers this node uses for anything else; it is asked only when one is chosen.
+        """
         lease = self._state.leases[task]
-        found = []
+        found: list[PortConfig] = []
+        targets: Counter[str] = Counter()
         for port in ports:
             if port.publish_mode != "host":
                 continue
             if not port.published_port:
                 key = f"{port.protocol}/{port.target_port}"
+                targets[key] += 1
+                if targets[key] > 1:  # one target published several times
+                    key = f"{key}/{targets[key]}"
                 if key not in lease.ports:
                     taken = {number for other in self._state.leases.values() for number in other.ports.values()}
+                    taken |= {number for protocol, number in busy() if protocol == port.protocol}
                     number = _in_turn(self._state.next_port, HOST_PORTS, taken)
                     if number is None:
                         raise Exhausted(f"no host port from {HOST_PORTS.start} up is free")

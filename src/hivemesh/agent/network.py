@@ -12,6 +12,7 @@ with what it was.
 import asyncio
 import contextlib
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.dataplane.plan.bridge import PLAIN_HOST
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
-from hivemesh.kernel import conntrack, ipvs, netns, sysctl
+from hivemesh.kernel import conntrack, ipvs, listening, netns, sysctl
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
 from hivemesh.model.addr import Address
@@ -337,7 +338,7 @@ class NodeNetwork:
         assert self._view is not None
         assert self._facts is not None
         sandbox = self._plain_sandbox(task, self._view, self._facts)
-        ports = self._leases.host_ports(task.id, task.ports) if sandbox.lease and not task.attached else ()
+        ports = self._leases.host_ports(task.id, task.ports, self._busy) if sandbox.lease and not task.attached else ()
         self._sandboxes[task.id] = sandbox = replace(sandbox, ports=ports)
         wiring = asyncio.create_task(self._wire(task.id), name=f"wire {task.id}")
         self._wirings[task.id] = wiring
@@ -383,6 +384,11 @@ class NodeNetwork:
         """Protocols and numbers of the ports that services publish here."""
         published = [(item.protocol, item.port) for item in (self._view.publishes if self._view else ())]
         return published + [(p.protocol, p.published_port) for s in self._sandboxes.values() for p in s.ports]
+
+    def _busy(self) -> Collection[tuple[str, int]]:
+        """Ports that no task should be given: services', plain containers', and what programs of the host listen on."""
+        plain = {(port.protocol, port.port) for task in self._local.holders for port in task.local.ports}
+        return plain.union(self.ports_in_use(), listening.doors_of(os.getpid()))
 
     def _has(self, networks: Iterable[NetworkID]) -> bool:
         if self._view is None or HOST not in self._applied:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hivemesh.control import addresses, networks, validate
+from hivemesh.control import addresses, networks, ports
 from hivemesh.control.grants import Cursors, Grants, NewId
 from hivemesh.ipam import pools
 from hivemesh.model.addr import FIRST_VNI, VNI, Address, Prefix, address_of
@@ -17,7 +17,7 @@ from hivemesh.model.errors import Conflict, Exhausted, Invalid
 from hivemesh.model.ids import NetworkID
 from hivemesh.model.network import Network, Subnet
 from hivemesh.model.node import Node
-from hivemesh.model.service import DYNAMIC_PORTS, VIP, PortConfig, Service
+from hivemesh.model.service import VIP, Service
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 from hivemesh.store.tables import Transaction
 
@@ -88,7 +88,7 @@ def _cut(ranges: Iterable[Prefix], size: int, taken: list[Prefix]) -> Subnet:
 
 def _allocate_nodes(tx: Transaction, grants: Grants) -> None:
     """The node's own address: on ingress always, on other networks while a task of the node is there."""
-    ingress = validate.ingress(tx)
+    ingress = ports.ingress(tx)
     for node in list(tx.all(Node)):
         wanted: dict[NetworkID, Network] = {}
         if ingress is not None:
@@ -118,58 +118,14 @@ def _allocate_nodes(tx: Transaction, grants: Grants) -> None:
 
 def _allocate_services(tx: Transaction, grants: Grants, cursors: Cursors) -> None:
     for service in list(tx.all(Service)):
-        ports, vips, error = service.ports, service.vips, ""
+        granted, vips, error = (service.ports, service.doors), service.vips, ""
         try:
-            ports = _ports(tx, service, cursors)
+            granted = ports.grant(tx, service, cursors)
             vips, error = _vips(tx, service, grants)
         except Exhausted as exhausted:
             error = str(exhausted)
-        tx.put(msgspec.structs.replace(service, ports=ports, vips=vips, error=error))
-
-
-def _ports(tx: Transaction, service: Service, cursors: Cursors) -> tuple[PortConfig, ...]:
-    """The service's ports with real numbers. A number once chosen stays while its port is asked for."""
-    asked = service.spec.endpoint_spec.ports
-    chosen = {_open(port): port for port in service.ports}
-    if all(_is_settled(port) or (_open(port) in chosen and chosen[_open(port)].published_port) for port in asked):
-        return tuple(port if _is_settled(port) else chosen[_open(port)] for port in asked)
-    used: set[tuple[str, int]] = {
-        (port.protocol, port.published_port)
-        for other in tx.all(Service)
-        for port in (*other.spec.endpoint_spec.ports, *other.ports)
-        if port.published_port
-    }
-    granted = []
-    for port in asked:
-        earlier = chosen.get(_open(port))
-        if _is_settled(port):
-            granted.append(port)
-        elif earlier is not None and earlier.published_port:
-            granted.append(earlier)
-        else:
-            number = _dynamic_port(port.protocol, used, cursors)
-            used.add((port.protocol, number))
-            granted.append(msgspec.structs.replace(port, published_port=number))
-    return tuple(granted)
-
-
-def _open(port: PortConfig) -> PortConfig:
-    return msgspec.structs.replace(port, published_port=0)
-
-
-def _is_settled(port: PortConfig) -> bool:
-    """The user chose, or for a host port the task's node will."""
-    return port.published_port != 0 or port.publish_mode == "host"
-
-
-def _dynamic_port(protocol: str, used: set[tuple[str, int]], cursors: Cursors) -> int:
-    count = len(DYNAMIC_PORTS)
-    for step in range(1, count + 1):
-        number = DYNAMIC_PORTS[(max(cursors.port, DYNAMIC_PORTS.start - 1) - DYNAMIC_PORTS.start + step) % count]
-        if (protocol, number) not in used:
-            cursors.port = number
-            return number
-    raise Exhausted(f"no free {protocol} port in {DYNAMIC_PORTS.start}-{DYNAMIC_PORTS.stop - 1} to publish")
+        numbers, doors = granted
+        tx.put(msgspec.structs.replace(service, ports=numbers, doors=doors, vips=vips, error=error))
 
 
 def _vips(tx: Transaction, service: Service, grants: Grants) -> tuple[tuple[VIP, ...], str]:
@@ -198,7 +154,7 @@ def _networks_of(tx: Transaction, service: Service) -> list[Network]:
     """Ingress first when the service publishes there, then as its specification lists them. Raises `Exhausted`."""
     found: list[Network] = []
     if any(port.publish_mode == "ingress" for port in service.spec.endpoint_spec.ports):
-        ingress = validate.ingress(tx)
+        ingress = ports.ingress(tx)
         if ingress is None:
             raise Exhausted("there is no ingress network: make one with `network create --driver overlay --ingress`")
         found.append(ingress)
@@ -241,6 +197,7 @@ def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, gr
         task,
         attachments=tuple(attachments),
         ports=service.ports,
+        doors=service.doors,
         status=TaskStatus(timestamp=now, state=TaskState.PENDING, message=PENDING_MESSAGE),
         updated=now,
     )

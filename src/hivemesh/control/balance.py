@@ -9,11 +9,13 @@ SCHEDULER_LABEL = "hivemesh.lb"
 """Of a service: how connections are spread over its tasks."""
 BALANCER_LABEL = "hivemesh.balancer"
 """Of a service: which machinery spreads them; without it each node uses its own choice."""
+PUBLISH_LABEL = "hivemesh.publish."
+"""Of a service, with a published port behind it: where the port is open (see `ports.py`)."""
 WEIGHT_LABEL = "hivemesh.weight"
 """Of a node: the share of connections its tasks get, against 1 of other nodes; 0 lets no new ones in."""
 MAX_WEIGHT = 100
 RESERVED = "hivemesh."
-OF_SERVICES = (SCHEDULER_LABEL, BALANCER_LABEL)
+OF_SERVICES = (SCHEDULER_LABEL, BALANCER_LABEL, PUBLISH_LABEL)
 OF_NODES = (WEIGHT_LABEL,)
 _SCHEDULERS: Mapping[str, Scheduler] = {
     "rr": "rr",
@@ -58,9 +60,12 @@ def weight_of(labels: Mapping[str, str]) -> int:
 
 
 def check_labels(labels: Mapping[str, str], known: Collection[str]) -> None:
-    """Labels of our own that mean nothing where they stand are slips. Raises `Invalid`."""
+    """Labels of our own that mean nothing where they stand are slips. Raises `Invalid`.
+
+    One of `known` that ends with a dot begins labels of its own.
+    """
+    families = tuple(name for name in known if name.endswith("."))
     for label in labels:
-        if label.startswith(RESERVED) and label not in known:
-            raise Invalid(
-                f"invalid label {label}: of the labels {RESERVED}* only {', '.join(known)} have a meaning here"
-            )
+        if label.startswith(RESERVED) and label not in known and not label.startswith(families):
+            names = ", ".join(f"{name}PORT" if name in families else name for name in known)
+            raise Invalid(f"invalid label {label}: of the labels {RESERVED}* only {names} have a meaning here")

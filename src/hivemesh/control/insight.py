@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hivemesh.control import validate
+from hivemesh.control import ports
 from hivemesh.control.addresses import held, kept
 from hivemesh.ipam.leases import Leases
 from hivemesh.model.addr import address_of
@@ -44,7 +44,7 @@ def _hosts(view: View, network: Network) -> Iterable[Host]:
 
 
 def _offers(view: View, network: Network) -> Iterable[Offer]:
-    ingress = validate.ingress(view)
+    ingress = ports.ingress(view)
     for service in sorted(view.all(Service), key=lambda service: service.spec.name):
         named = any(config.target == network.id for config in service.spec.task_template.networks)
         published = network is ingress and any(port.publish_mode == "ingress" for port in service.ports)

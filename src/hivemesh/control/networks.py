@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 
 import msgspec
 
-from hivemesh.control import lookup, validate
+from hivemesh.control import lookup, ports, validate
 from hivemesh.ipam import pools
 from hivemesh.model.addr import Address, Prefix, parse_address, parse_prefix
 from hivemesh.model.errors import Conflict, Forbidden, Invalid, Unsupported
@@ -150,7 +150,7 @@ def _check_ingress(tx: Transaction, spec: NetworkSpec) -> None:
         raise Invalid("ingress network cannot be attachable")
     if spec.internal:
         raise Invalid("ingress network cannot be internal")
-    existing = validate.ingress(tx)
+    existing = ports.ingress(tx)
     if existing is not None:
         raise Conflict(f"ingress network ({existing.id}) is already present")
 

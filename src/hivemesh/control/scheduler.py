@@ -137,6 +137,10 @@ def _has_host_ports(site: _Site, task: Task) -> bool:
     return not _host_ports(task) & site.host_ports
 
 
+def _has_protocols(site: _Site, task: Task) -> bool:
+    return all(port.protocol in site.node.description.protocols for port in task.ports)
+
+
 def _below_maximum(site: _Site, task: Task) -> bool:
     maximum = task.spec.placement.max_replicas
     return not maximum or site.of_service[task.service_id] < maximum
@@ -148,6 +152,7 @@ FILTERS: tuple[tuple[Callable[[_Site, Task], bool], str], ...] = (
     (_meets_constraints, "scheduling constraints not satisfied on {}"),
     (_is_platform, "unsupported platform on {}"),
     (_has_host_ports, "host-mode port already in use on {}"),
+    (_has_protocols, "no SCTP in the kernel (module sctp) of {}"),
     (_below_maximum, "max replicas per node limit exceed"),
 )
 
@@ -185,7 +190,7 @@ def _fitting(sites: list[_Site], task: Task, engine: str) -> list[_Site] | str:
 def _host_ports(task: Task) -> set[tuple[str, int]]:
     return {
         (port.protocol, port.published_port)
-        for port in task.ports
+        for port in (*task.ports, *task.status.ports)  # also those that the node chose
         if port.publish_mode == "host" and port.published_port
     }
 

@@ -8,6 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
+from hivemesh.control import ports
 from hivemesh.control.balance import balance_of, weight_of
 from hivemesh.model import template
 from hivemesh.model.addr import Address, address_of
@@ -15,7 +18,7 @@ from hivemesh.model.errors import Invalid
 from hivemesh.model.ids import NetworkID, NodeID, ServiceID, TaskID, short
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
-from hivemesh.model.service import Balance, Service
+from hivemesh.model.service import Balance, PortConfig, Service, number_inside
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import AnyItem, Backend, EndpointItem, PublishItem, ServiceItem, key_of
 
@@ -37,13 +40,23 @@ NOWHERE = Site()
 
 
 @dataclass(frozen=True, slots=True)
+class _Restricted:
+    """A port that is not open everywhere: `wide` is told to nodes that its opening accepts, `narrow` to all others."""
+
+    opening: ports.Opening
+    wide: PublishItem
+    narrow: PublishItem | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Served:
     """What follows from one service, its serving tasks and their nodes."""
 
     service: Service
     serving: Sequence[Task]
     sites: Sequence[Site]
-    publishes: Group
+    publishes: Group  # what is open everywhere
+    restricted: tuple[_Restricted, ...]
     names: Mapping[NetworkID, ServiceItem]
 
 
@@ -51,9 +64,11 @@ class Serving:
     """Keeps the items of the last `update`."""
 
     def __init__(self) -> None:
-        self.publishes: Group = {}  # every node answers published ports
         self.services: Mapping[NetworkID, Group] = {}
         self.endpoints: Mapping[NetworkID, Group] = {}
+        self._publishes: Group = {}
+        self._restricted: tuple[_Restricted, ...] = ()
+        self._by_acceptance: dict[tuple[bool, ...], Group] = {}
         self._networks: Mapping[NetworkID, Network] = {}
         self._served: dict[ServiceID, _Served] = {}
         self._attached: dict[TaskID, tuple[Task, Mapping[NetworkID, EndpointItem]]] = {}
@@ -72,11 +87,26 @@ class Serving:
         self._update_services(services, serving, sites)
         self._update_endpoints(attached, sites)
 
+    def publishes_at(self, node: Node) -> Group:
+        """The ports that `node` answers: one and the same for all nodes that meet the same constraints."""
+        if not self._restricted:
+            return self._publishes
+        accepted = tuple(port.opening.accepts(node) for port in self._restricted)
+        known = self._by_acceptance.get(accepted)
+        if known is None:
+            here = dict(self._publishes)
+            for port, accepts in zip(self._restricted, accepted, strict=True):
+                if (item := port.wide if accepts else port.narrow) is not None:
+                    here[key_of(item)] = item
+            known = self._by_acceptance[accepted] = here
+        return known
+
     def _update_services(
         self, services: Iterable[Service], serving: Mapping[ServiceID, Collection[Task]], sites: Sites
     ) -> None:
         served: dict[ServiceID, _Served] = {}
         publishes: dict[str, AnyItem] = {}
+        restricted: list[_Restricted] = []
         by_network: dict[NetworkID, dict[str, AnyItem]] = {}
         for service in services:
             tasks = tuple(sorted(serving.get(service.id, ()), key=lambda task: (task.slot, task.id)))
@@ -86,10 +116,12 @@ class Serving:
                 known = self._serve(service, tasks, where, known)
             served[service.id] = known
             publishes.update(known.publishes)
+            restricted += known.restricted
             for network, item in known.names.items():
                 by_network.setdefault(network, {})[key_of(item)] = item
         self._served = served
-        self.publishes = publishes if publishes != self.publishes else self.publishes
+        if publishes != self._publishes or tuple(restricted) != self._restricted:
+            self._publishes, self._restricted, self._by_acceptance = publishes, tuple(restricted), {}
         self.services = kept(self.services, by_network)
 
     def _update_endpoints(self, attached: Iterable[Task], sites: Sites) -> None:
@@ -110,29 +142,36 @@ class Serving:
         for item in self._names_of(service, balance, tasks, sites):
             known = before.names.get(item.network) if before is not None else None
             names[item.network] = known if known is not None and known == item else item
-        return _Served(service, tasks, sites, self._publishes_of(service, balance, tasks, sites), names)
+        publishes: dict[str, AnyItem] = {}
+        restricted: list[_Restricted] = []
+        openings = ports.openings_as_stored(service)
+        for port in service.ports:
+            if port.publish_mode == "ingress" and port.published_port:
+                published = self._publish(service, port, balance, tasks, sites)
+                if (opening := ports.opening(openings, port)) is None:
+                    publishes[key_of(published)] = published
+                    continue
+                narrow = msgspec.structs.replace(published, addresses=opening.addresses) if opening.addresses else None
+                restricted.append(_Restricted(opening, published, narrow))
+        return _Served(service, tasks, sites, publishes, tuple(restricted), names)
 
-    def _publishes_of(self, service: Service, balance: Balance, tasks: Iterable[Task], sites: Iterable[Site]) -> Group:
-        ports = [port for port in service.ports if port.publish_mode == "ingress" and port.published_port]
-        if not ports:
-            return {}
-        backends = tuple(
-            Backend(task=task.id, addresses=addresses, weight=site.weight)
-            for task, site in zip(tasks, sites, strict=True)
-            if (addresses := self._on_ingress(task))
+    def _publish(
+        self, service: Service, port: PortConfig, balance: Balance, tasks: Sequence[Task], sites: Sequence[Site]
+    ) -> PublishItem:
+        inside = number_inside(port, service.doors)
+        return PublishItem(
+            service=service.id,
+            service_name=service.spec.name,
+            protocol=port.protocol,
+            port=port.published_port,
+            backends=tuple(
+                Backend(task=task.id, addresses=addresses, weight=site.weight)
+                for task, site in zip(tasks, sites, strict=True)
+                if (addresses := self._on_ingress(task)) and ports.serves(task, service, port)
+            ),
+            balance=balance,
+            door=inside if inside != port.published_port else 0,
         )
-        items = [
-            PublishItem(
-                service=service.id,
-                service_name=service.spec.name,
-                protocol=port.protocol,
-                port=port.published_port,
-                backends=backends,
-                balance=balance,
-            )
-            for port in ports
-        ]
-        return {key_of(item): item for item in items}
 
     def _names_of(
         self, service: Service, balance: Balance, tasks: Sequence[Task], sites: Sequence[Site]

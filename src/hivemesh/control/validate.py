@@ -8,15 +8,13 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hivemesh.control import addresses, balance, constraints, containerspec, secrets
+from hivemesh.control import addresses, balance, constraints, containerspec, ports, secrets
 from hivemesh.engine import logdriver
 from hivemesh.model.errors import Conflict, Invalid, NotFound, Unsupported
 from hivemesh.model.generic import MAX_COUNT, GenericResource
 from hivemesh.model.network import Network
 from hivemesh.model.service import (
-    EndpointSpec,
     NetworkAttachmentConfig,
-    PortConfig,
     Reservations,
     ResourceLimits,
     Resources,
@@ -62,8 +60,7 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
     _update(spec.rollback_config, "RollbackConfig")
     if spec.rollback_config is not None and spec.rollback_config.failure_action == "rollback":
         raise Invalid("RollbackConfig: a rollback that fails is not rolled back: use pause or continue")
-    _endpoint(spec.endpoint_spec)
-    _free_ports(view, spec.endpoint_spec, current)
+    ports.check(view, spec, current)
     networks = tuple(_networks(view, spec.task_template.networks))
     spec = msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=networks))
     addresses.check(view, spec, current)
@@ -153,62 +150,6 @@ def _update(config: UpdateConfig | None, what: str) -> None:
         raise Invalid(f"{what}: update-maxfailureratio cannot be less than 0 or bigger than 1")
 
 
-def _endpoint(endpoint: EndpointSpec) -> None:
-    published = set()
-    for port in endpoint.ports:
-        if not 1 <= port.target_port <= 65535:
-            raise Invalid(f"EndpointSpec: target port {port.target_port} is out of range: use 1 to 65535")
-        if not 0 <= port.published_port <= 65535:
-            raise Invalid(f"EndpointSpec: published port {port.published_port} is out of range: use 1 to 65535")
-        if port.protocol == "sctp":
-            raise Unsupported("EndpointSpec: protocol sctp is not supported yet: use tcp or udp")
-        if endpoint.mode == "dnsrr" and port.publish_mode == "ingress":
-            raise Invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
-        if port.published_port:
-            if (port.protocol, port.published_port) in published:
-                raise Invalid(
-                    f"EndpointSpec: duplicate published ports provided: {port.published_port}/{port.protocol} is given "
-                    "twice"
-                )
-            published.add((port.protocol, port.published_port))
-    unnamed = [
-        (port.protocol, port.target_port, port.publish_mode) for port in endpoint.ports if not port.published_port
-    ]
-    if len(set(unnamed)) < len(unnamed):
-        raise Invalid("EndpointSpec: duplicate ports without a published port provided")
-
-
-def _free_ports(view: View, endpoint: EndpointSpec, current: Service | None) -> None:
-    """An ingress port belongs to one service on every node; host ports of two services the scheduler keeps apart."""
-    wanted = [port for port in endpoint.ports if port.published_port]
-    if any(port.publish_mode == "ingress" for port in endpoint.ports) and ingress(view) is None:
-        raise Invalid(
-            "service needs ingress network, but no ingress network is present: make one with "
-            "`network create --driver overlay --ingress NAME`"
-        )
-    if not wanted:
-        return
-    for other in view.all(Service):
-        if current is not None and other.id == current.id:
-            continue
-        taken = {(port.protocol, port.published_port, port.publish_mode) for port in _ports_of(other)}
-        for port in wanted:
-            if (port.protocol, port.published_port, "ingress") in taken:
-                raise Invalid(
-                    f"port '{port.published_port}' is already in use by service '{other.spec.name}' ({other.id}) as an "
-                    "ingress port"
-                )
-            if port.publish_mode == "ingress" and (port.protocol, port.published_port, "host") in taken:
-                raise Invalid(
-                    f"port '{port.published_port}' is already in use by service '{other.spec.name}' ({other.id}) as a "
-                    "host-published port"
-                )
-
-
-def _ports_of(service: Service) -> Iterable[PortConfig]:
-    return (*service.spec.endpoint_spec.ports, *service.ports)
-
-
 def _networks(view: View, attachments: Iterable[NetworkAttachmentConfig]) -> Iterable[NetworkAttachmentConfig]:
     seen = set()
     for attachment in attachments:
@@ -227,8 +168,3 @@ def _networks(view: View, attachments: Iterable[NetworkAttachmentConfig]) -> Ite
         for alias in attachment.aliases:
             containerspec.check_name(alias, f"alias of network {found.spec.name}")
         yield msgspec.structs.replace(attachment, target=found.id, aliases=tuple(dict.fromkeys(attachment.aliases)))
-
-
-def ingress(view: View) -> Network | None:
-    """The network that carries published-port traffic."""
-    return next((network for network in view.all(Network) if network.spec.ingress), None)

@@ -162,7 +162,7 @@ class Deriver:
             node=node,
             revision=self._revision,
             nodes=self._nodes,
-            publishes=self._serving.publishes,
+            publishes=self._serving.publishes_at(part.node),
             networks=networks,
             tasks=_with_released(part, released),
             payloads=self._given.get(node, EMPTY),

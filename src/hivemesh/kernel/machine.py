@@ -76,6 +76,15 @@ def has_link_kind(kind: str) -> bool:
     return True
 
 
+def has_sctp() -> bool:
+    """Whether programs here can speak SCTP: asking loads the module, where there is one."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()

@@ -3,6 +3,7 @@
 What a container is made from stands in `model.container`; a service is described with both.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -36,6 +37,22 @@ class PortConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
     target_port: int = 0
     published_port: int = 0
     publish_mode: PublishMode = "ingress"
+
+
+class Door(msgspec.Struct, frozen=True, kw_only=True):
+    """The `number` by which the mesh knows a published `port` whose own number is another service's there."""
+
+    protocol: Protocol
+    port: int
+    number: int
+
+
+def number_inside(port: PortConfig, doors: Iterable[Door]) -> int:
+    """How the mesh calls `port`, between the node where a connection comes in and the task."""
+    for door in doors:
+        if (door.protocol, door.port) == (port.protocol, port.published_port):
+            return door.number
+    return port.published_port
 
 
 class EndpointSpec(Spec, frozen=True, kw_only=True):
@@ -229,7 +246,7 @@ class UpdateStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A service. `ports` and `vips` are the allocator's, `update_status` the updater's, `spec` the user's.
+    """A service. `ports`, `doors` and `vips` are the allocator's, `update_status` the updater's, `spec` the user's.
 
     Each specification that makes tasks has a number; going back to an earlier specification goes back to its number, so
     that tasks of it that still run are right again.
@@ -248,5 +265,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     created: float = 0.0
     updated: float = 0.0
     ports: tuple[PortConfig, ...] = ()  # with real published ports
+    doors: tuple[Door, ...] = ()  # of those of them that the mesh knows by another number
     vips: tuple[VIP, ...] = ()
     error: str = ""  # why allocation failed, if it did

@@ -8,7 +8,7 @@ from hivemesh.model.addr import MAC, Interface
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.local import Local
-from hivemesh.model.service import PortConfig, TaskSpec
+from hivemesh.model.service import Door, PortConfig, TaskSpec
 
 EVICTED_MESSAGE, EVICTED = "task rejected by constraint enforcer", "assigned node no longer meets constraints"
 """Swarm's words for a task whose node changed under it."""
@@ -78,6 +78,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     desired: TaskState = TaskState.RUNNING
     status: TaskStatus = TaskStatus()
     ports: tuple[PortConfig, ...] = ()  # copied from the service's allocated ports
+    doors: tuple[Door, ...] = ()  # likewise
     attachments: tuple[Attachment, ...] = ()  # ingress first, then as the spec lists them
     generic: tuple[GenericResource, ...] = ()  # what it got of its node's generic resources
     evicted: bool = False  # its node no longer fits: it runs until it was stopped, and is rejected then

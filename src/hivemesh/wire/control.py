@@ -7,7 +7,7 @@ holds it.
 
 import msgspec
 
-from hivemesh.model.addr import MAC, VNI, Address, Interface
+from hivemesh.model.addr import MAC, VNI, Address, Interface, Prefix
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, PayloadID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
 from hivemesh.model.node import NodeDescription
@@ -63,7 +63,11 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishItem(Item, frozen=True, kw_only=True, tag="publish"):
-    """An ingress port every node answers. Key `publish/<protocol>/<port>`. Backends are those that serve now."""
+    """An ingress port this node answers. Key `publish/<protocol>/<number inside>`. Backends are those that serve now.
+
+    `door` is the number by which the mesh knows the port, 0: its own. Two items may have one port, never one number
+    inside; their `addresses` are apart then.
+    """
 
     service: ServiceID
     service_name: str
@@ -71,6 +75,13 @@ class PublishItem(Item, frozen=True, kw_only=True, tag="publish"):
     port: int
     backends: tuple[Backend, ...]
     balance: Balance = Balance()
+    door: int = 0
+    addresses: tuple[Prefix, ...] | None = None  # of the node, where it is open; None: all of them
+
+    @property
+    def inside(self) -> int:
+        """The port's number from `ingress_sbox` to the task."""
+        return self.door or self.port
 
 
 class ServiceItem(Item, frozen=True, kw_only=True, tag="service"):
@@ -144,7 +155,7 @@ def key_of(item: AnyItem) -> str:
         case PeerItem():
             return f"peer/{item.network}/{item.endpoint}"
         case PublishItem():
-            return f"publish/{item.protocol}/{item.port}"
+            return f"publish/{item.protocol}/{item.inside}"
         case ServiceItem():
             return f"service/{item.network}/{item.service}"
         case EndpointItem():
@@ -205,6 +216,8 @@ class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     managers: tuple[str, ...]  # host:port of all managers
     labels: dict[str, str] = {}  # of the node's spec
     role: str = ""  # what the node's certificate should say; empty: as it does
+    roots: str = ""  # PEM; whom the node should trust, and nobody else
+    issuer: str = ""  # which key should have signed its certificate (`pki.key_id`)
 
 
 class Snapshot(Frame, frozen=True, kw_only=True, tag="snapshot"):

@@ -106,6 +106,9 @@ def attachment(net: NetworkID, number: int, owner: str) -> Attachment:
     )
 
 
+PORTS = tuple(PortConfig(target_port=80, published_port=port) for port in (8090, 8091))
+
+
 def node(number: int, **fields: Any) -> Node:
     identifier = NodeID(f"n{number}")
     made = Node(
@@ -127,14 +130,16 @@ def task(number: int, on: int | None, **fields: Any) -> Task:
         spec=TaskSpec(),
         node_id=NodeID(f"n{on}") if on is not None else None,
         status=RUNNING,
+        ports=PORTS,
         attachments=(attachment(INGRESS, number, identifier),),
     )
     return msgspec.structs.replace(made, **fields)
 
 
-def service(*ports: int, name: str = "web") -> Service:
+def service(*ports: int, name: str = "web", **labels: str) -> Service:
     configs = tuple(PortConfig(target_port=80, published_port=port) for port in ports)
-    return Service(id=ServiceID(name), spec=ServiceSpec(name=name), ports=configs)
+    marked = {f"hivemesh.{key}": value for key, value in labels.items()}
+    return Service(id=ServiceID(name), spec=ServiceSpec(name=name, labels=marked), ports=configs)
 
 
 def named(name: str = "web", *, mode: str = "vip", aliases: tuple[str, ...] = (), **labels: str) -> Service:
@@ -235,6 +240,39 @@ def test_only_serving_tasks_are_backends_in_the_order_of_their_slots() -> None:
     assert item.backends[0].addresses == (ip_address("10.0.0.3"), ip_address("fd00::3"))
     assert "publish/tcp/8091" in view
     assert "publish/tcp/8090" not in derive(made.drop(Service, "web"), NodeID("n1"))
+
+
+def test_port_published_after_a_task_was_made_does_not_lead_to_it() -> None:
+    made = store(node(1), service(8090, 8091), task(1, 1, ports=PORTS[:1]), task(2, 1))
+    view = derive(made.view, NodeID("n1"))
+    assert {k: [b.task for b in i.backends] for k, i in view.items() if isinstance(i, PublishItem)} == {
+        "publish/tcp/8090": ["t1", "t2"],
+        "publish/tcp/8091": ["t2"],
+    }
+
+
+def test_restricted_port_is_told_to_each_node_as_far_as_it_is_open_there() -> None:
+    edge = node(1, spec=NodeSpec(labels={"edge": "true"}))
+    made = store(edge, node(2), node(3))
+    made.put(service(8090, 8091, **{"publish.8090": "198.51.100.2,node.labels.edge==true"}), task(1, 1))
+    deriver = Deriver()
+    deriver.update(made.view)
+    ports = {}
+    for name in ("n1", "n2", "n3"):
+        view = deriver.of(NodeID(name))
+        assert view is not None
+        ports[name] = view.publishes
+    assert ports["n2"] is ports["n3"]
+    found = {name: {i.port: i.addresses for i in group.values()} for name, group in ports.items()}  # type: ignore[union-attr]
+    assert found == {
+        "n1": {8090: None, 8091: None},
+        "n2": (at := {8090: (ip_network("198.51.100.2/32"),), 8091: None}),
+        "n3": at,
+    }
+    made.put(service(8090, 8091, **{"publish.8090": "node.labels.edge==true"}))
+    assert "publish/tcp/8090" not in derive(made.view, NodeID("n2"))
+    made.put(node(2, spec=NodeSpec(labels={"edge": "true"})))
+    assert "publish/tcp/8090" in derive(made.view, NodeID("n2"))
 
 
 def test_service_is_named_where_a_task_is_on_its_network() -> None:

@@ -46,7 +46,8 @@ class Balanced:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Published(Balanced):
-    """A port that every node answers, in both families. Its number is kept: the task's sandbox translates it."""
+    """A port that every node answers, in both families: the number by which the mesh knows it (`PublishItem.inside`).
+    It is kept: the task's sandbox translates it."""
 
     protocol: str
     port: int
@@ -89,7 +90,7 @@ def published(item: PublishItem) -> Published:
         scheduler=item.balance.scheduler,
         targets=targets(item.backends),
         protocol=item.protocol,
-        port=item.port,
+        port=item.inside,
     )
 
 

@@ -1,6 +1,6 @@
 """The host's own namespace: the gateway bridge, published ports on their way in, containers on their way out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 
 from hivemesh.dataplane.plan.facts import HostFacts, HostPort
@@ -23,6 +23,7 @@ from hivemesh.wire.nft import (
     Map,
     Rule,
     Table,
+    bits,
     cmp,
     dnat,
     immediate,
@@ -113,26 +114,35 @@ def _table(
 ) -> Table:
     ports = tuple(host_ports)
     senders = tuple(vteps)
+    mesh = tuple(publishes)
+    chosen = _chosen(facts, mesh)
     maps = (
-        Map(name="published", key=_KEY, elements={protocol_port(p.protocol, p.port): None for p in publishes}),
         Map(
-            name="host_ports4",
+            name="published",
             key=_KEY,
-            value=("ipv4_addr", "inet_service"),
-            elements={protocol_port(p.protocol, p.port): _target(p.v4, p.target) for p in ports},
+            elements={protocol_port(p.protocol, p.port): None for p in mesh if p.addresses is None and not p.door},
         ),
-        Map(
-            name="host_ports6",
-            key=_KEY,
-            value=("ipv6_addr", "inet_service"),
-            elements={protocol_port(p.protocol, p.port): _target(p.v6, p.target) for p in ports},
+        *(
+            Map(
+                name=f"host_ports{version}",
+                key=_KEY,
+                value=(f"ipv{version}_addr", "inet_service"),
+                elements={
+                    protocol_port(p.protocol, p.port): _target(sandbox, p.door)
+                    for p in mesh
+                    if p.addresses is None and p.door
+                }
+                | {protocol_port(p.protocol, p.port): _target(p.v4 if version == 4 else p.v6, p.target) for p in ports},
+            )
+            for version, sandbox in ((4, facts.ingress4.ip), (6, facts.ingress6.ip))
         ),
+        *chosen.values(),
         Map(name="vteps4", key=("ipv4_addr",), elements={v.packed: None for v in senders if v.version == 4}),
         Map(name="vteps6", key=("ipv6_addr",), elements={v.packed: None for v in senders if v.version == 6}),
     )
     to_us = Rule(exprs=(*match_local_destination(), verdict(GOTO, "ports")))
     chains = (
-        Chain(name="ports", rules=_ports(facts)),
+        Chain(name="ports", rules=(*_to_chosen(chosen), *_ports(facts))),
         Chain(
             name="prerouting", hook=Hook(type="nat", hook="prerouting", priority=-100 - _BEFORE_OTHERS), rules=(to_us,)
         ),
@@ -152,8 +162,47 @@ def _target(address: Address, port: int) -> bytes | Goto | None:
     return address.packed + port.to_bytes(2, "big") + b"\0\0"
 
 
+def _chosen(facts: HostFacts, mesh: Iterable[PublishItem]) -> dict[tuple[int, int], Map]:
+    """What is published on chosen addresses, by family and length of their prefix: a map from the masked destination
+    and the port to `ingress_sbox`, and the number by which it knows the port. The longest prefixes come first."""
+    elements: dict[tuple[int, int], dict[bytes, bytes | Goto | None]] = {}
+    for item in mesh:
+        for prefix in item.addresses or ():
+            sandbox = facts.ingress4.ip if prefix.version == 4 else facts.ingress6.ip
+            key = prefix.network_address.packed + protocol_port(item.protocol, item.port)
+            elements.setdefault((prefix.version, prefix.prefixlen), {})[key] = _target(sandbox, item.inside)
+    return {
+        (version, length): Map(
+            name=f"chosen{version}_{length}",
+            key=(f"ipv{version}_addr", *_KEY),
+            value=(f"ipv{version}_addr", "inet_service"),
+            elements=elements[version, length],
+        )
+        for version, length in sorted(elements, key=lambda k: (k[0], -k[1]))
+    }
+
+
+def _to_chosen(chosen: Mapping[tuple[int, int], Map]) -> Iterable[Rule]:
+    for (version, length), found in chosen.items():
+        family, width, bytes_ = (IPV4, 1, 4) if version == 4 else (IPV6, 4, 16)
+        whole = length == 8 * bytes_
+        mask = ((1 << length) - 1 << 8 * bytes_ - length).to_bytes(bytes_, "big")
+        yield Rule(
+            exprs=(
+                *match_nfproto(family),
+                load_destination(version),
+                *(() if whole else (bits(mask),)),
+                *load_protocol_port(width),
+                lookup(found.name, 0, 0),
+                dnat(family, 0, width),
+            ),
+            comment="published on chosen addresses",
+        )
+
+
 def _ports(facts: HostFacts) -> tuple[Rule, ...]:
-    """Published in host mode: to the container, port translated. In ingress mode: to `ingress_sbox`, port kept."""
+    """Published in host mode: to the container, port translated. In ingress mode: to `ingress_sbox`, port kept, unless
+    the mesh knows it by another number, which is in the same maps."""
     rules = []
     for family, name, port_register in ((IPV4, "host_ports4", 1), (IPV6, "host_ports6", 4)):
         rules.append(

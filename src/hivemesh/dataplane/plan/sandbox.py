@@ -15,7 +15,7 @@ clashes there and gets another source port from the (empty) nat chain on input.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 
@@ -37,7 +37,7 @@ from hivemesh.kernel.api import Link, LinkAddress, NamespacePlan, Neighbor, Rout
 from hivemesh.model.addr import MAC, first_v4, first_v6
 from hivemesh.model.ids import NetworkID
 from hivemesh.model.privilege import network_settings
-from hivemesh.model.service import PortConfig
+from hivemesh.model.service import Door, PortConfig, number_inside
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire import nft
 from hivemesh.wire.control import NetworkItem
@@ -112,8 +112,7 @@ def plan_sandbox(
         rules |= _reply_rules(network, ports)
         neighbors |= _fake_gateways(network)
         sysctls |= _REPLY_SYSCTLS
-        inside = [(p.protocol, nft.number_inside(p, task.doors), p.target_port) for p in ports]
-        tables = (_table(endpoint, ports, lease), _egress())
+        tables = (_table(endpoint, ports, task.doors, lease), _egress())
     tables = (*tables, NAMES, *vips.tables)
     return NamespacePlan(
         namespace=sandbox_namespace(task.id),
@@ -184,15 +183,15 @@ def _reply_routes(network: NetworkItem) -> set[Route]:
 def _reply_rules(network: NetworkItem, ports: tuple[PortConfig, ...]) -> set[Rule]:
     """Replies are found by their source address: a socket's route, MTU and segment size are eth0's from the start.
 
-    UDP servers answer from the address of the default route; their replies are found by their mark, whose first bytes
-    are those of the ingress subnet, as the MACs are made of addresses.
+    UDP and SCTP servers answer from the address of the default route; their replies are found by their mark, whose
+    first bytes are those of the ingress subnet, as the MACs are made of addresses.
     """
     found = set()
     families = {s.prefix.version for s in network.subnets}
     for subnet in network.subnets:
         family = AF_INET if subnet.prefix.version == 4 else AF_INET6
         found.add(Rule(family=family, priority=BY_SOURCE, table=REPLY_TABLE, source=subnet.prefix))
-        if subnet.prefix.version == 4 and any(p.protocol == "udp" for p in ports):
+        if subnet.prefix.version == 4 and any(p.protocol in _BY_GATEWAY for p in ports):
             mark = int.from_bytes(subnet.prefix.network_address.packed, sys.byteorder)
             mask = int.from_bytes(subnet.prefix.netmask.packed, sys.byteorder)
             for version in families:
@@ -226,7 +225,14 @@ def _egress() -> nft.Table:
     return nft.Table(family="netdev", name=TABLE, chains=(nft.Chain(name="egress", hook=hook, rules=(rule,)),))
 
 
-def _table(endpoint: Attachment, ports: tuple[PortConfig, ...], lease: node.GatewayLease | None) -> nft.Table:
+_BY_GATEWAY = ("udp", "sctp")
+"""Whose sockets do not keep the mark of who spoke to them (tcp_fwmark_accept is TCP's), nor always the address."""
+
+
+def _table(
+    endpoint: Attachment, ports: tuple[PortConfig, ...], doors: Iterable[Door], lease: node.GatewayLease | None
+) -> nft.Table:
+    known = tuple(doors)
     protocols = sorted({p.protocol for p in ports})
     maps = tuple(
         nft.Map(
@@ -234,7 +240,7 @@ def _table(endpoint: Attachment, ports: tuple[PortConfig, ...], lease: node.Gate
             key=("inet_service",),
             value=("inet_service",),
             elements={
-                p.published_port.to_bytes(2, "big"): p.target_port.to_bytes(2, "big")
+                number_inside(p, known).to_bytes(2, "big"): p.target_port.to_bytes(2, "big")
                 for p in ports
                 if p.protocol == protocol
             },
@@ -252,10 +258,9 @@ def _table(endpoint: Attachment, ports: tuple[PortConfig, ...], lease: node.Gate
         nft.Chain(name="input", hook=nft.Hook(type="nat", hook="input", priority=100)),
         nft.Chain(name="output", hook=nft.Hook(type="nat", hook="output", priority=-100), rules=_output()),
     ]
-    if "udp" in protocols:
-        chains.append(
-            nft.Chain(name="reply", hook=nft.Hook(type="route", hook="output", priority=-150), rules=(_udp_reply(),))
-        )
+    replies = tuple(_reply(protocol) for protocol in protocols if protocol in _BY_GATEWAY)
+    if replies:
+        chains.append(nft.Chain(name="reply", hook=nft.Hook(type="route", hook="output", priority=-150), rules=replies))
     return nft.Table(family="inet", name=TABLE, chains=tuple(chains), maps=maps)
 
 
@@ -286,8 +291,8 @@ def _prerouting(
     rules = [nft.Rule(exprs=(*nft.match_iifname(INGRESS_LINK, equal=False), nft.verdict(nft.ACCEPT)))]
     for protocol in protocols:
         number = nft.PROTOCOL_NUMBERS[protocol]
-        if protocol == "udp":
-            rules += _udp(endpoint, lease)
+        if protocol in _BY_GATEWAY:
+            rules += _to_gateway(protocol, endpoint, lease)
             continue
         rules.append(
             nft.Rule(
@@ -303,9 +308,12 @@ def _prerouting(
     return (*rules, *_PING, refuse)
 
 
-def _udp(endpoint: Attachment, lease: node.GatewayLease | None) -> list[nft.Rule]:
+def _to_gateway(protocol: str, endpoint: Attachment, lease: node.GatewayLease | None) -> list[nft.Rule]:
     """A UDP server bound to all addresses answers from the address of the default route: so it is asked there, on the
-    gateway interface (without one: on eth0), and conntrack puts the reply right. The mark is kept in the connection."""
+    gateway interface (without one: on eth0), and conntrack puts the reply right. The mark is kept in the connection.
+
+    SCTP likewise: its socket offers its client all addresses it has, and only this one leads back by itself.
+    """
     v4 = lease.v4.ip if lease is not None else first_v4(endpoint.addresses)
     v6 = lease.v6.ip if lease is not None else first_v6(endpoint.addresses)
     rules = []
@@ -316,12 +324,12 @@ def _udp(endpoint: Attachment, lease: node.GatewayLease | None) -> list[nft.Rule
             nft.Rule(
                 exprs=(
                     *nft.match_nfproto(family),
-                    *nft.match_l4proto(nft.UDP),
+                    *nft.match_l4proto(nft.PROTOCOL_NUMBERS[protocol]),
                     nft.meta("mark"),
                     nft.ct_set("mark"),
                     nft.immediate(address.packed),
                     nft.load_destination_port(port_register),
-                    nft.lookup("udp_ports", port_register, port_register),
+                    nft.lookup(f"{protocol}_ports", port_register, port_register),
                     nft.dnat(family, 0, port_register),
                 )
             )
@@ -329,17 +337,17 @@ def _udp(endpoint: Attachment, lease: node.GatewayLease | None) -> list[nft.Rule
     return rules
 
 
-def _udp_reply() -> nft.Rule:
+def _reply(protocol: str) -> nft.Rule:
     return nft.Rule(
         exprs=(
-            *nft.match_l4proto(nft.UDP),
+            *nft.match_l4proto(nft.PROTOCOL_NUMBERS[protocol]),
             nft.ct("direction"),
             nft.cmp(bytes([nft.CT_REPLY])),
             nft.ct("mark"),
             nft.cmp(nft.host_u32(0), equal=False),
             nft.meta_set("mark"),
         ),
-        comment="a reply of a UDP server goes where the question came from",
+        comment="a server's reply goes where the question came from",
     )
 
 
