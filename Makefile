@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := src tests bench
 
-.PHONY: help setup check test test-guest lab down bench bench-peers lock soak
+.PHONY: compat help setup check test test-guest lab down bench bench-peers lock soak
 
 help:
 	@echo 'make lab          three nodes on this machine, a published service, a tour; leaves them running'
@@ -10,6 +10,7 @@ help:
 	@echo 'make test         every check and every test'
 	@echo 'make test-guest   what needs a kernel with IPVS, in a guest (part of make test)'
 	@echo 'make soak         the long forms of tests: scaling under load, hundreds of random operations (many minutes)'
+	@echo 'make compat       write docs/compatibility.md anew, from what a lab answers'
 	@echo 'make check        formatting, lint, types'
 	@echo 'make setup        packages, virtual environment, commands (the above call it)'
 	@echo 'make bench        mesh and virtual addresses against straight to the task; names, services, API; memory, idle CPU'
@@ -47,3 +48,6 @@ bench: setup
 
 bench-peers: setup
 	@$(PYTHON) -m bench.peers
+
+compat: setup
+	@HIVEMESH_COMPAT=write $(PYTHON) -m pytest tests/conformance/test_compatibility_page.py

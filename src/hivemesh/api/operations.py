@@ -72,6 +72,7 @@ SYSTEM = (
     Operation(method="GET", path="/openapi.json", about="This description", tag="system", shape="object"),
     Operation(method="GET", path="/distribution/{name}/json", about="The digest of an image, as its registry knows it",
               tag="system", shape="object"),
+    Operation(method="GET", path="/plugins", about="Plugins, of which there are none", tag="system", shape="list"),
     Operation(method="GET", path="/hivemesh/drift", about="What this node's kernel lacks against the plan",
               tag="system", shape="object"),
 )  # fmt: skip
@@ -225,7 +226,7 @@ ENGINE = (
         "DELETE /volumes/{ref} Remove a volume",
         "POST /volumes/prune Remove volumes that nothing uses",
     ),
-    *_engines("system", "GET /plugins List plugins", "GET /system/df What takes how much room"),
+    *_engines("system", "GET /system/df What takes how much room"),
 )
 
 OPERATIONS = (*SYSTEM, *SWARM, *NODES, *SERVICES, *PAYLOADS, *NETWORKS, *ENGINE)

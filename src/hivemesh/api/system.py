@@ -210,6 +210,12 @@ def _swarm(local: LocalNode) -> dict[str, Any]:
     return result
 
 
+@routes.get("/plugins")
+async def plugins(request: web.Request) -> web.Response:
+    """There are none: drivers of networks and volumes are built in."""
+    return answer([])
+
+
 @routes.get("/hivemesh/drift")
 async def drift(request: web.Request) -> web.Response:
     """What this node's kernel lacks or has too much, against the plan."""
