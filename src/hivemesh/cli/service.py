@@ -6,7 +6,17 @@ from typing import Any
 
 import click
 
-from hivemesh.cli import namespec, output, payloadspec, placementspec, progress, servicespec, tasks, values
+from hivemesh.cli import (
+    containerspec,
+    namespec,
+    output,
+    payloadspec,
+    placementspec,
+    progress,
+    servicespec,
+    tasks,
+    values,
+)
 from hivemesh.cli.servicespec import shared_options
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
@@ -42,15 +52,9 @@ def service() -> None:
     "-p", "--publish", multiple=True, metavar="PORT", help="8080:80, 53:53/udp, or published=8080,target=80,mode=host."
 )
 @click.option("--network", multiple=True, metavar="NETWORK", help="backend, or name=backend,alias=db; may be repeated.")
-@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Environment variable; may be repeated.")
 @click.option("-l", "--label", multiple=True, metavar="KEY=VALUE", help="Label of the service; may be repeated.")
-@click.option("--container-label", multiple=True, metavar="KEY=VALUE", help="Label of the containers; may be repeated.")
 @click.option("--constraint", multiple=True, metavar="EXPR", help="node.labels.disk==ssd, node.role!=manager, ...")
-@click.option("--mount", multiple=True, metavar="MOUNT", help="type=bind,source=/data,target=/data,readonly")
-@click.option("--group", multiple=True, metavar="GROUP", help="Further group of the user; may be repeated.")
-@click.option("--cap-add", multiple=True, metavar="CAP", help="Capability to add; may be repeated.")
-@click.option("--cap-drop", multiple=True, metavar="CAP", help="Capability to drop; may be repeated.")
-@click.option("--sysctl", multiple=True, metavar="KEY=VALUE", help="Kernel setting of the container; may be repeated.")
+@containerspec.create_options
 @namespec.create_options
 @payloadspec.create_options
 @placementspec.create_options
@@ -66,15 +70,8 @@ async def create(
     mode: str,
     publish: tuple[str, ...],
     network: tuple[str, ...],
-    env: tuple[str, ...],
     label: tuple[str, ...],
-    container_label: tuple[str, ...],
     constraint: tuple[str, ...],
-    mount: tuple[str, ...],
-    group: tuple[str, ...],
-    cap_add: tuple[str, ...],
-    cap_drop: tuple[str, ...],
-    sysctl: tuple[str, ...],
     detach: bool,
     quiet: bool,
     image: str,
@@ -103,13 +100,6 @@ async def create(
             "ContainerSpec": {
                 "Image": image,
                 "Args": list(args),
-                "Env": list(env),
-                "Labels": values.pairs(container_label),
-                "Mounts": [values.mount(text) for text in mount],
-                "Groups": list(group),
-                "CapabilityAdd": list(cap_add),
-                "CapabilityDrop": list(cap_drop),
-                "Sysctls": values.options(sysctl, "sysctl"),
             },
             "Networks": [values.network(text) for text in network],
             "Placement": {"Constraints": list(constraint)},
@@ -117,6 +107,7 @@ async def create(
         "EndpointSpec": {"Ports": servicespec.published(publish)},
     }
     servicespec.apply_shared(spec, shared)
+    containerspec.apply_created(spec["TaskTemplate"], shared)
     namespec.apply_created(spec["TaskTemplate"]["ContainerSpec"], shared)
     placementspec.apply_created(spec["TaskTemplate"], shared)
     await payloadspec.apply_created(client, spec["TaskTemplate"]["ContainerSpec"], shared)
@@ -265,14 +256,11 @@ async def scale(client: Client, detach: bool, quiet: bool, targets: tuple[str, .
 @click.option("--publish-rm", multiple=True, metavar="TARGET", help="Unpublish a target port; may be repeated.")
 @click.option("--network-add", multiple=True, metavar="NETWORK", help="backend, or name=backend,alias=db.")
 @click.option("--network-rm", multiple=True, metavar="NETWORK", help="Detach from a network; may be repeated.")
-@click.option("--env-add", multiple=True, metavar="NAME=VALUE", help="Set a variable; may be repeated.")
-@click.option("--env-rm", multiple=True, metavar="NAME", help="Remove a variable; may be repeated.")
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; may be repeated.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; may be repeated.")
-@click.option("--container-label-add", multiple=True, metavar="KEY=VALUE", help="Set a container label.")
-@click.option("--container-label-rm", multiple=True, metavar="KEY", help="Remove a container label.")
 @click.option("--constraint-add", multiple=True, metavar="EXPR", help="Add a constraint; may be repeated.")
 @click.option("--constraint-rm", multiple=True, metavar="EXPR", help="Remove a constraint; may be repeated.")
+@containerspec.update_options
 @namespec.update_options
 @payloadspec.update_options
 @placementspec.update_options
@@ -291,12 +279,8 @@ async def update(
     publish_rm: tuple[str, ...],
     network_add: tuple[str, ...],
     network_rm: tuple[str, ...],
-    env_add: tuple[str, ...],
-    env_rm: tuple[str, ...],
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
-    container_label_add: tuple[str, ...],
-    container_label_rm: tuple[str, ...],
     constraint_add: tuple[str, ...],
     constraint_rm: tuple[str, ...],
     detach: bool,
@@ -327,13 +311,10 @@ async def update(
         if force:
             template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
         servicespec.apply_shared(spec, shared)
+        containerspec.apply_updated(template, shared)
         namespec.apply_updated(container, shared)
         placementspec.apply_updated(template, shared)
         await payloadspec.apply_updated(client, container, shared)
-        container["Env"] = servicespec.changed_env(container.get("Env") or (), env_add, env_rm)
-        container["Labels"] = servicespec.changed_labels(
-            container.get("Labels"), container_label_add, container_label_rm
-        )
         spec["Labels"] = servicespec.changed_labels(spec.get("Labels"), label_add, label_rm)
         placement = template["Placement"]
         constraints = placement.get("Constraints") or ()

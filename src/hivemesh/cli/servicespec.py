@@ -37,9 +37,9 @@ SHARED: tuple[Decorator, ...] = (
     option("-u", "--user", metavar="USER[:GROUP]", help="User in the container."),
     option("-w", "--workdir", metavar="DIR", help="Working directory in the container."),
     option("--entrypoint", metavar="COMMAND", help="Program to run instead of the image's."),
-    option("--read-only", is_flag=True, default=None, help="Root file system read-only."),
-    option("--init", is_flag=True, default=None, help="Run an init in front of the program."),
-    option("-t", "--tty", is_flag=True, default=None, help="Give the program a terminal."),
+    option("--read-only/--no-read-only", default=None, help="Root file system read-only."),
+    option("--init/--no-init", default=None, help="Run an init in front of the program."),
+    option("-t", "--tty/--no-tty", default=None, help="Give the program a terminal."),
     option("--stop-signal", metavar="SIGNAL", help="Signal that asks the program to stop."),
     option("--stop-grace-period", metavar="DURATION", help="How long to wait until it is killed (default 10s)."),
     option(

@@ -1,4 +1,4 @@
-"""What users write on the command line, as the API's JSON: durations, sizes, ports, mounts, key=value pairs."""
+"""What users write on the command line, as the API's JSON: durations, sizes, ports, key=value pairs."""
 
 import re
 from collections.abc import Iterable
@@ -139,35 +139,6 @@ def _long_port(text: str) -> list[dict[str, Any]]:
 
 def _choices(key: str) -> tuple[str, ...]:
     return PROTOCOLS if key == "protocol" else MODES
-
-
-MOUNT_KEYS = {
-    "type": "Type",
-    "source": "Source",
-    "src": "Source",
-    "target": "Target",
-    "dst": "Target",
-    "destination": "Target",
-}
-
-
-def mount(text: str) -> dict[str, Any]:
-    """`type=bind,source=/data,target=/data,readonly`."""
-    result: dict[str, Any] = {"Type": "volume"}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        key = key.strip().lower()
-        if key in ("readonly", "ro"):
-            result["ReadOnly"] = not equals or value.lower() in ("1", "true")
-        elif key in MOUNT_KEYS and equals:
-            result[MOUNT_KEYS[key]] = value
-        else:
-            raise Invalid(f"invalid mount {text!r}: unknown key {key!r}; use type, source, target, readonly")
-    if "Target" not in result:
-        raise Invalid(f"invalid mount {text!r}: target is missing")
-    if result["Type"] not in ("bind", "volume", "tmpfs"):
-        raise Invalid(f"invalid mount {text!r}: type {result['Type']!r} is none of bind, volume, tmpfs")
-    return result
 
 
 def network(text: str) -> dict[str, Any]:

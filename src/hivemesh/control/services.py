@@ -97,7 +97,9 @@ def _shape(spec: ServiceSpec) -> tuple[object, ...]:
 def _said(value: Any, field: str = "") -> Any:
     """Without what is empty, and what has no order in an order of its own."""
     if isinstance(value, msgspec.Struct):
-        said = {name: _said(getattr(value, name), name) for name in value.__struct_fields__}
+        default = type(value)()
+        changed = [name for name in value.__struct_fields__ if getattr(value, name) != getattr(default, name)]
+        said = {name: _said(getattr(value, name), name) for name in changed}
         return {name: inner for name, inner in said.items() if inner not in (None, "", (), {})}
     if isinstance(value, tuple):
         entries = [_said(inner) for inner in value]

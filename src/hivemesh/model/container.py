@@ -60,7 +60,7 @@ class Mount(Spec, frozen=True, kw_only=True):
     hint for machines whose containers are elsewhere; on Linux all its values mean the same.
     """
 
-    type: MountType = "volume"
+    type: MountType = msgspec.field(default_factory=lambda: "volume")  # not a plain default: it is always shown
     source: str = ""
     target: str = ""
     read_only: bool = False

@@ -60,18 +60,9 @@ def test_size_and_cpus_are_read() -> None:
             values.cpus(text)
 
 
-def test_mount_network_and_labels_are_read() -> None:
-    assert values.mount("type=bind,src=/a,dst=/b,ro") == {
-        "Type": "bind",
-        "Source": "/a",
-        "Target": "/b",
-        "ReadOnly": True,
-    }
+def test_network_and_labels_are_read() -> None:
     assert values.network("name=back,alias=db,alias=sql") == {"Target": "back", "Aliases": ["db", "sql"]}
     assert values.network("name=back,driver-opt=a=b") == {"Target": "back", "DriverOpts": {"a": "b"}}
     assert values.pairs(["a=b", "c", "d=e=f"]) == {"a": "b", "c": "", "d": "e=f"}
-    for wrong in ("type=nfs,target=/x", "type=bind", "size=1,target=/x"):
-        with pytest.raises(Invalid, match="invalid mount"):
-            values.mount(wrong)
     with pytest.raises(Invalid, match="invalid network"):
         values.network("alias=db")
