@@ -4,6 +4,7 @@ The parent sends each node functions to run (`Node.call`): in the node itself or
 the nodes hold comes from our plans; that packets arrive is seen by ordinary sockets.
 """
 
+import contextlib
 import ctypes
 import ipaddress
 import json
@@ -31,7 +32,7 @@ from hivemesh.kernel.api import NamespacePlan
 from hivemesh.model.addr import MAC, VNI, Address, Interface
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
-from hivemesh.model.service import Balance, PortConfig, TaskSpec
+from hivemesh.model.service import Balance, Door, PortConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import Backend, NetworkItem, PeerItem, PublishItem
 
@@ -103,8 +104,13 @@ def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool 
 
     def datagrams() -> None:
         while True:
-            _, peer = server.recvfrom(2000)
-            server.sendto(words(peer), peer)
+            try:
+                _, peer = server.recvfrom(2000)
+                if peer is None:  # hushed
+                    return
+                server.sendto(words(peer), peer)
+            except OSError:
+                return
 
     threading.Thread(target=streams if protocol == "tcp" else datagrams, daemon=True).start()
 
@@ -113,9 +119,10 @@ listening: dict[str, list[socket.socket]] = {}
 
 
 def hush(name: str) -> None:
-    """Stop the TCP servers of that name: a namespace lives as long as anybody in it."""
+    """Stop the servers of that name: a namespace lives as long as anybody in it."""
     for server in listening.pop(name):
-        server.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # UDP says that it is not connected, and wakes its reader all the same
+            server.shutdown(socket.SHUT_RDWR)
         server.close()
 
 
@@ -415,6 +422,7 @@ class Placed:
     last: int
     lease: GatewayLease
     ports: tuple[PortConfig, ...]
+    doors: tuple[Door, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -425,6 +433,7 @@ class Placed:
             slot=1,
             spec=TaskSpec(),
             ports=self.ports,
+            doors=self.doors,
             attachments=(attachment(self.name, self.last),) if self.last else (),
         )
 
@@ -448,6 +457,7 @@ class Rig:
     underlay: list[Node] = field(default_factory=list)
     six: bool = False  # tunnels over IPv6
     balance: Balance = field(default_factory=Balance)
+    told: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)  # what a node hears of a service's ports
 
     @property
     def client(self) -> Node:
@@ -473,7 +483,8 @@ class Rig:
         for node in (*self.nodes.values(), *self.underlay):
             node.close()
 
-    def publishes(self) -> list[PublishItem]:
+    def publishes(self, number: int = 0) -> list[PublishItem]:
+        """As node `number` is told, or one that is told nothing special."""
         found = []
         for name, ports in self.services.items():
             for port in ports:
@@ -486,6 +497,7 @@ class Rig:
                         port=port.published_port,
                         backends=backends,
                         balance=self.balance,
+                        **self.told.get((number, name), {}),
                     )
                 )
         return found
@@ -522,9 +534,9 @@ class Rig:
         ]
         vteps = [facts_of(n, six=self.six).vtep for n in (1, 2, 3)]
         return [
-            plan_host(facts, self.publishes(), self.host_ports.get(number, ()), vteps, 4789),
+            plan_host(facts, self.publishes(number), self.host_ports.get(number, ()), vteps, 4789),
             plan_overlay(network, facts, peers),
-            plan_ingress(network, facts, self.publishes()),
+            plan_ingress(network, facts, self.publishes(number)),
             *(plan_sandbox(t.task, {INGRESS: network}, facts, t.lease) for t in self.tasks if t.node == number),
         ]
 

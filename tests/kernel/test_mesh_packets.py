@@ -1,10 +1,12 @@
 """The routing mesh with real packets: three nodes, a client outside, containers; TCP and UDP, IPv4 and IPv6."""
 
 import ipaddress
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from mesh_rig import (
@@ -12,6 +14,7 @@ from mesh_rig import (
     INGRESS,
     V4,
     V6,
+    Node,
     Placed,
     Reply,
     Rig,
@@ -32,7 +35,7 @@ from mesh_rig import (
 )
 
 from hivemesh.dataplane.plan import GatewayLease, HostPort, plan_host
-from hivemesh.model.service import PortConfig
+from hivemesh.model.service import Door, PortConfig
 
 pytestmark = pytest.mark.kernel
 
@@ -249,6 +252,56 @@ def test_flushed_tables_are_put_back_and_old_connections_go_on(rig: Rig, version
     finally:
         again = rig.client.call(ask_again)
     assert (servers(again), seen(again)) == (servers(held), {client(version)})
+
+
+def test_two_services_have_one_number_at_addresses_apart(rig: Rig) -> None:
+    """On node 1 `one` is open at its usual addresses and `two` at others; on node 3 `two` at all; on node 2 nothing."""
+    before, services = rig.tasks, rig.services
+    one, two = (port(8085, 80), port(8085, 53, "udp")), (port(8085, 81), port(8085, 54, "udp"))
+    doors = tuple(Door(protocol=p.protocol, port=8085, number=61000) for p in two)
+    tasks = [Placed("one", 2, 31, lease(31), one), Placed("two", 3, 32, lease(32), two, doors)]
+    nowhere = {"addresses": ()}
+    second = {4: f"{V4}.21", 6: f"{V6}21"}
+    usual = {"addresses": tuple(ipaddress.ip_network(address(1, version)) for version in (4, 6))}
+    others = {"addresses": (ipaddress.ip_network(f"{V4}.20/30"), ipaddress.ip_network(f"{V6}20/124")), "door": 61000}
+    node = rig.nodes[1]
+    for text in (f"{V4}.21/24", f"{V6}21/64"):
+        node.call(run, "ip", "addr", "add", text, "dev", "eth0", *(["nodad"] if ":" in text else []))
+    try:
+        rig.tasks, rig.services = [*before, *tasks], services | {"one": one, "two": two}
+        rig.told = {
+            (1, "one"): usual, (1, "two"): others,
+            (2, "one"): nowhere, (2, "two"): nowhere | {"door": 61000},
+            (3, "one"): nowhere, (3, "two"): {"door": 61000},
+        }  # fmt: skip
+        rig.apply()
+        for task in tasks:
+            for found in task.ports:
+                rig.nodes[task.node].call(serve, task.name, found.protocol, found.target_port, at=task.sandbox)
+        for version, protocol in itertools.product((4, 6), ("tcp", "udp")):
+
+            def answers(host: str, asker: Node = rig.client, protocol: str = protocol, **at: str) -> list[Any]:
+                return [r.server if isinstance(r, Reply) else r for r in asker.call(ask, protocol, host, 8085, **at)]
+
+            refused = ["ConnectionRefusedError"]
+            assert answers(address(1, version)) == ["one"]
+            assert answers(second[version]) == ["two"]
+            assert answers(address(2, version)) == refused
+            assert answers(address(3, version)) == ["two"]
+            assert answers(second[version], node) == answers(second[version], node, at=BOX1.sandbox) == ["two"]
+            assert answers(loopback(version), node) == refused
+            assert answers(loopback(version), rig.nodes[3]) == ["two"]
+        for number in (1, 3):
+            assert node.call(run, "nft", "list", "table", "inet", "hivemesh")
+            assert rig.nodes[number].call(differences, rig.plans(number)) == []
+    finally:
+        rig.tasks, rig.services, rig.told = before, services, {}
+        rig.apply()
+        for task in tasks:
+            rig.nodes[task.node].call(hush, task.name)
+            rig.nodes[task.node].call(remove, task.sandbox)
+        for text in (f"{V4}.21/24", f"{V6}21/64"):
+            node.call(run, "ip", "addr", "del", text, "dev", "eth0")
 
 
 def test_vxlan_from_a_stranger_is_not_accepted(rig: Rig) -> None:

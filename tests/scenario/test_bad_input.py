@@ -85,7 +85,7 @@ SERVICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "target port": (("--publish", "8080:0", "x"), ("0",)),
     "port is no number": (("--publish", "web:80", "x"), ("web",)),
     "protocol": (("--publish", "8080:80/icmp", "x"), ("icmp",)),
-    "sctp": (("--publish", "8080:80/sctp", "x"), ("sctp", "not supported")),
+    "sctp": (("--publish", "8080:80/sctp", "x"), ("sctp", "not supported by the kernel of any node")),
     "replicas": (("--replicas", "99999", "x"), ("99999", "10000")),
     "mode": (("--mode", "several", "x"), ("several",)),
     "publish mode": (("--publish", "published=8080,target=80,mode=nowhere", "x"), ("nowhere",)),
