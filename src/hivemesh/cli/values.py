@@ -73,8 +73,9 @@ def options(texts: Iterable[str], what: str) -> dict[str, str]:
 
 
 def ports(text: str) -> list[dict[str, Any]]:
-    """A `--publish` value: `80`, `8080:80/udp`, ranges, or `published=8080,target=80,protocol=tcp,mode=host`."""
-    return _long_port(text) if "=" in text else _short_ports(text)
+    """A `--publish` value: `80`, `8080:80/udp`, or `published=8080,target=80,protocol=tcp,mode=host`; numbers may be
+    ranges, such as `8080-8082`. Raises `Invalid`."""
+    return _long_ports(text) if "=" in text else _short_ports(text)
 
 
 def _short_ports(text: str) -> list[dict[str, Any]]:
@@ -84,16 +85,23 @@ def _short_ports(text: str) -> list[dict[str, Any]]:
         raise Invalid(f"invalid port {text!r}: protocol {protocol!r} is none of tcp, udp, sctp")
     published, colon, target = body.rpartition(":")
     if ":" in published:
-        raise Invalid(f"invalid port {text!r}: a service's port is published on every node, without a host address")
-    targets = _range(target, text)
-    sources = _range(published, text) if colon else [0] * len(targets)
-    if len(sources) != len(targets):
+        raise Invalid(
+            f"invalid port {text!r}: a service's port is published on every node, without a host address; to publish "
+            "it at some addresses only, add a label such as hivemesh.publish.8080=198.51.100.11"
+        )
+    return _expanded(text, _range(published, text) if colon else [], _range(target, text), protocol, "ingress")
+
+
+def _expanded(text: str, published: list[int], targets: list[int], protocol: str, mode: str) -> list[dict[str, Any]]:
+    """One after the other. A range may lead to a single target; nothing published means: whatever is free."""
+    outer = published or [0] * len(targets)
+    if len(outer) != len(targets):
         if len(targets) != 1:
             raise Invalid(f"invalid port {text!r}: the two ranges have different lengths")
-        targets *= len(sources)
+        targets = targets * len(outer)
     return [
-        {"Protocol": protocol, "TargetPort": inner, "PublishedPort": outer, "PublishMode": "ingress"}
-        for outer, inner in zip(sources, targets, strict=True)
+        {"Protocol": protocol, "TargetPort": target, "PublishedPort": number, "PublishMode": mode}
+        for number, target in zip(outer, targets, strict=True)
     ]
 
 
@@ -112,8 +120,10 @@ def _port(text: str, whole: str) -> int:
     return int(text)
 
 
-def _long_port(text: str) -> list[dict[str, Any]]:
-    result: dict[str, Any] = {"Protocol": "tcp", "PublishedPort": 0, "PublishMode": "ingress"}
+def _long_ports(text: str) -> list[dict[str, Any]]:
+    targets: list[int] = []
+    published: list[int] = []
+    protocol, mode = "tcp", "ingress"
     for part in text.split(","):
         key, equals, value = part.partition("=")
         key = key.strip().lower()
@@ -121,20 +131,20 @@ def _long_port(text: str) -> list[dict[str, Any]]:
             raise Invalid(f"invalid port {text!r}: {part!r} is not key=value")
         match key:
             case "target":
-                result["TargetPort"] = _port(value, text)
+                targets = _range(value, text)
             case "published":
-                result["PublishedPort"] = _port(value, text)
+                published = _range(value, text)
             case "protocol" if value.lower() in PROTOCOLS:
-                result["Protocol"] = value.lower()
+                protocol = value.lower()
             case "mode" if value.lower() in MODES:
-                result["PublishMode"] = value.lower()
+                mode = value.lower()
             case "protocol" | "mode":
                 raise Invalid(f"invalid port {text!r}: {key} {value!r} is none of {', '.join(_choices(key))}")
             case _:
                 raise Invalid(f"invalid port {text!r}: unknown key {key!r}; use target, published, protocol, mode")
-    if "TargetPort" not in result:
+    if not targets:
         raise Invalid(f"invalid port {text!r}: target is missing")
-    return [result]
+    return _expanded(text, published, targets, protocol, mode)
 
 
 def _choices(key: str) -> tuple[str, ...]:

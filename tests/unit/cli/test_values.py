@@ -16,6 +16,9 @@ from hivemesh.model.errors import Invalid
         ("8000-8001:80", [(8000, 80, "tcp", "ingress"), (8001, 80, "tcp", "ingress")]),
         ("published=8080,target=80,protocol=udp,mode=host", [(8080, 80, "udp", "host")]),
         ("target=80", [(0, 80, "tcp", "ingress")]),
+        ("published=8080-8081,target=80-81,mode=host", [(8080, 80, "tcp", "host"), (8081, 81, "tcp", "host")]),
+        ("published=8080-8081,target=80", [(8080, 80, "tcp", "ingress"), (8081, 80, "tcp", "ingress")]),
+        ("9/sctp", [(0, 9, "sctp", "ingress")]),
     ],
 )
 def test_port_is_read_in_both_syntaxes(text: str, expected: list[tuple[int, int, str, str]]) -> None:
@@ -27,7 +30,7 @@ def test_port_is_read_in_both_syntaxes(text: str, expected: list[tuple[int, int,
     "text",
     [
         *("", "x", "-5", "80:", "0:80", "80:70000", "80/icmp", "1.2.3.4:80:80", "8000-8002:80-81", "9-8:9-8"),
-        *("target=80,mode=x", "mode=host", "target=80,color=red"),
+        *("target=80,mode=x", "mode=host", "target=80,color=red", "published=80-82,target=80-81", "target=81-80"),
     ],
 )
 def test_wrong_port_is_refused(text: str) -> None:
