@@ -326,9 +326,12 @@ def test_images_and_volumes_are_the_engines(client: Any) -> None:
 
 
 def test_events_of_a_service_are_told(client: Any) -> None:
-    with client.events(decode=True, filters={"type": "service", "event": "create"}) as events:
+    events = client.events(decode=True, filters={"type": "service", "event": "create"})
+    try:
         service = client.services.create(IMAGE, name="t-py", mode=IDLE)
-        event = next(iter(events))
+        event = next(events)
+    finally:
+        events.close()
     assert (event["Type"], event["Action"], event["Actor"]["ID"]) == ("service", "create", service.id)
     assert event["Actor"]["Attributes"]["name"] == "t-py"
 

@@ -68,6 +68,14 @@ async def body_of(request: web.Request, *, optional: bool = False) -> Any:
     return strict.decode(data)
 
 
+async def changed_spec(request: web.Request) -> Any:
+    """The body of an update, without what the query says already: dockerode sends its options in both places."""
+    body = await body_of(request)
+    if not isinstance(body, dict):
+        return body
+    return {name: value for name, value in body.items() if name not in request.query}
+
+
 def flag(request: web.Request, name: str) -> bool:
     """A boolean of the query, as Docker reads it: anything but these is true."""
     return request.query.get(name, "").strip().lower() not in ("", "0", "no", "false", "none")

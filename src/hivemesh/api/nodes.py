@@ -7,7 +7,7 @@ from hivemesh.api.http import (
     Filters,
     answer,
     any_of,
-    body_of,
+    changed_spec,
     filters_of,
     flag,
     labels_match,
@@ -53,7 +53,7 @@ async def inspect(request: web.Request) -> web.Response:
 @routes.post("/nodes/{ref}/update")
 async def update(request: web.Request) -> web.Response:
     manager = manager_of(request)
-    spec = requests.node_spec(await body_of(request))
+    spec = requests.node_spec(await changed_spec(request))
     version = version_of_object(request)
     with control_plane():
         await manager.update_node(request.match_info["ref"], version, spec)

@@ -6,7 +6,16 @@ from typing import TypeVar
 from aiohttp import web
 
 from hivemesh.api.errors import control_plane
-from hivemesh.api.http import answer, any_of, body_of, filters_of, labels_match, manager_of, version_of_object
+from hivemesh.api.http import (
+    answer,
+    any_of,
+    body_of,
+    changed_spec,
+    filters_of,
+    labels_match,
+    manager_of,
+    version_of_object,
+)
 from hivemesh.model.secret import Config, Secret
 from hivemesh.wire.engine import objects, requests
 
@@ -48,7 +57,7 @@ def _serve(path: str, kind: type[P], known_filters: Iterable[str]) -> None:
     @routes.post(path + "/{ref}/update")
     async def update(request: web.Request) -> web.Response:
         manager = manager_of(request)
-        spec = requests.payload_spec(await body_of(request), kind)
+        spec = requests.payload_spec(await changed_spec(request), kind)
         version = version_of_object(request)
         with control_plane():
             await manager.update_payload(kind, request.match_info["ref"], version, spec)

@@ -7,6 +7,7 @@ from hivemesh.api.http import (
     answer,
     any_of,
     body_of,
+    changed_spec,
     filters_of,
     flag,
     labels_match,
@@ -61,7 +62,7 @@ async def update(request: web.Request) -> web.Response:
     rollback = request.query.get("rollback", "")
     if rollback not in ("", "none", "previous"):
         raise Invalid(f"unrecognized rollback option {rollback!r}: use previous or none")
-    spec = requests.service_spec(await body_of(request))
+    spec = requests.service_spec(await changed_spec(request))
     version = version_of_object(request)
     with control_plane():
         await manager.update_service(request.match_info["ref"], version, spec, rollback=rollback == "previous")
