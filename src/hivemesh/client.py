@@ -120,6 +120,12 @@ class Client:
                     if line.strip():
                         yield msgspec.json.decode(line)
 
+    async def stream(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[bytes]:
+        """The bytes of an answer, in pieces as they come."""
+        async with self._open("GET", path, query, None) as (_, chunks):
+            async for chunk in chunks:
+                yield chunk
+
     @asynccontextmanager
     async def _open(
         self, method: str, path: str, query: Mapping[str, Any] | None, body: Any

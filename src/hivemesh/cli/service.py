@@ -8,6 +8,7 @@ import click
 
 from hivemesh.cli import (
     containerspec,
+    logs,
     namespec,
     output,
     payloadspec,
@@ -37,6 +38,9 @@ still_option = click.option("-q", "--quiet", is_flag=True, help="Show no progres
 @click.group()
 def service() -> None:
     """Services: what the swarm runs."""
+
+
+service.add_command(logs.logs)
 
 
 @service.command(context_settings={"allow_interspersed_args": False})
