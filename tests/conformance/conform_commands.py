@@ -17,7 +17,8 @@ def create(
     scale = "--replicas 0 " if replicas else ""
     effects = {f"/services/t-1 {field}": value} if field else {}
     return Row(
-        group="docker service create", line=f"docker service create -d --name t-1 {scale}{flags} IMAGE".replace("  ", " "),
+        group="docker service create", line=f"docker service create -d --name t-1 {scale}{flags} IMAGE".replace("  ",
+            " "),
         effects=effects, refused=tuple(refused),
     )  # fmt: skip
 
@@ -86,7 +87,8 @@ SERVICE_CREATE = (
     create("--read-only", CONTAINER + "ReadOnly", True),
     create("--replicas-max-per-node 3", TEMPLATE + "Placement.MaxReplicas", 3),
     create("--restart-condition on-failure", TEMPLATE + "RestartPolicy.Condition", "on-failure"),
-    create("--restart-delay 2s --restart-max-attempts 3 --restart-window 10s", TEMPLATE + "RestartPolicy.MaxAttempts", 3),
+    create("--restart-delay 2s --restart-max-attempts 3 --restart-window 10s", TEMPLATE + "RestartPolicy.MaxAttempts",
+        3),
     create("--rollback-parallelism 2 --rollback-delay 1s --rollback-monitor 1s --rollback-order start-first "
            "--rollback-failure-action continue --rollback-max-failure-ratio 0.5",
            "Spec.RollbackConfig.Order", "start-first"),
@@ -100,7 +102,8 @@ SERVICE_CREATE = (
     create("--ulimit nofile=1024:2048", CONTAINER + "Ulimits.0.Name", "nofile"),
     create("--oom-score-adj 100", CONTAINER + "OomScoreAdj", 100),
     create("--update-parallelism 2 --update-delay 1s --update-monitor 1s --update-order start-first "
-           "--update-failure-action rollback --update-max-failure-ratio 0.5", "Spec.UpdateConfig.FailureAction", "rollback"),
+           "--update-failure-action rollback --update-max-failure-ratio 0.5", "Spec.UpdateConfig.FailureAction",
+               "rollback"),
     create("--user 1000:1000", CONTAINER + "User", "1000:1000"),
     create("--with-registry-auth", CONTAINER + "Image", "localhost/whoami:latest"),
     create("--workdir /tmp", CONTAINER + "Dir", "/tmp"),
@@ -230,7 +233,8 @@ NETWORKS = (
         effects={"/networks/t-1 ConfigOnly": True}),
     Row(group="docker network", line="docker network create front", refused=("already exists",)),
     Row(group="docker network", line="docker network create -d nosuch t-1", refused=("nosuch",)),
-    Row(group="docker network", line="docker network ls", says=("front", "ingress", "overlay", "swarm", "bridge", "host")),
+    Row(group="docker network", line="docker network ls", says=("front", "ingress", "overlay", "swarm", "bridge",
+        "host")),
     Row(group="docker network", line="docker network ls --filter driver=overlay --filter name=fro --quiet"),
     Row(group="docker network", line="docker network ls --filter scope=swarm --format '{{.Name}}'", says=("front",)),
     Row(group="docker network", line="docker network inspect front", says=('"Attachable": true', "10.0.1.0/24", "box")),
@@ -291,7 +295,8 @@ NODES = (
     Row(group="docker node", line="docker node rm n2", refused=("is not down and can't be removed",)),
     Row(group="docker node", line="docker node rm --force n1", refused=("must be demoted",)),
     Row(group="docker node", line="docker node inspect nosuch", refused=("nosuch",)),
-    Row(group="docker node", line="docker node ls", node="n2", refused=("This node is not a swarm manager. Worker nodes",)),
+    Row(group="docker node", line="docker node ls", node="n2",
+        refused=("This node is not a swarm manager. Worker nodes",)),
 )  # fmt: skip
 
 LEFT = ("POST /swarm/leave?force=1",)
@@ -329,7 +334,8 @@ STACK = ("docker stack deploy --detach=true -c stack.yml s",)
 NO_STACK = ("docker stack rm s",)
 STACKS = (
     Row(group="docker stack", line="docker stack deploy --detach=true -c stack.yml s",
-        effects={"/services/s_front Spec.Labels": {"com.docker.stack.namespace": "s"}, "/networks/s_inner Driver": "overlay",
+        effects={"/services/s_front Spec.Labels": {"com.docker.stack.namespace": "s"},
+            "/networks/s_inner Driver": "overlay",
                  "/configs/s_settings Spec.Name": "s_settings", "/secrets/s_password Spec.Name": "s_password"},
         after=NO_STACK),
     Row(group="docker stack", line="docker stack deploy --detach=true --prune --resolve-image never -c stack.yml s",
@@ -346,9 +352,12 @@ STACKS = (
 )  # fmt: skip
 
 SYSTEM = (
+    Row(group="docker system", line="docker plugin ls", says=("ID",)),
     Row(group="docker system", line="docker version", says=("Server: hivemesh", "API version:")),
-    Row(group="docker system", line="docker info", says=("Swarm: active", "Is Manager: true", "Nodes: 2", "Managers: 1")),
-    Row(group="docker system", line="docker info --format '{{json .Swarm.LocalNodeState}}'", node="n3", says=("inactive",)),
+    Row(group="docker system", line="docker info", says=("Swarm: active", "Is Manager: true", "Nodes: 2",
+        "Managers: 1")),
+    Row(group="docker system", line="docker info --format '{{json .Swarm.LocalNodeState}}'", node="n3",
+        says=("inactive",)),
     Row(group="docker system", line="docker events --since 0 --until 1s"),
     Row(group="docker system", line="docker events --since 1h --until 0s --filter type=service --filter event=create",
         before=(ONE,), says=("service create", "name=t-1")),
@@ -385,14 +394,18 @@ CONTAINERS = (
         effects={"/containers/t-1/json State.Running": False}),
     Row(group="Containers", line="docker restart --time 1 t-1", before=(BOX,),
         effects={"/containers/t-1/json State.Running": True}),
-    Row(group="Containers", line="docker kill t-1", before=(BOX,), effects={"/containers/t-1/json State.Running": False}),
-    Row(group="Containers", line="docker pause t-1", before=(BOX,), effects={"/containers/t-1/json State.Status": "paused"},
+    Row(group="Containers", line="docker kill t-1", before=(BOX,),
+        effects={"/containers/t-1/json State.Running": False}),
+    Row(group="Containers", line="docker pause t-1", before=(BOX,),
+        effects={"/containers/t-1/json State.Status": "paused"},
         after=("docker unpause t-1",)),
-    Row(group="Containers", line="docker rename t-1 u-1", before=(BOX,), effects={"/containers/u-1/json State.Running": True},
+    Row(group="Containers", line="docker rename t-1 u-1", before=(BOX,),
+        effects={"/containers/u-1/json State.Running": True},
         after=("docker rm -f u-1",)),
     Row(group="Containers", line="docker update --memory 128m --memory-swap 128m t-1", before=(BOX,),
-        refused=("Not Found",)),
-    Row(group="Containers", line="docker wait t-1", before=("docker run -d --name t-1 --network front IMAGE sh -c 'exit 3'",),
+        effects={"/containers/t-1/json HostConfig.Memory": 128 << 20}),
+    Row(group="Containers", line="docker wait t-1",
+        before=("docker run -d --name t-1 --network front IMAGE sh -c 'exit 3'",),
         says=("3",)),
     Row(group="Containers", line="docker rm --force t-1", before=(BOX,), effects={"/containers/t-1/json": GONE}),
     Row(group="Containers", line="docker rm box", refused=("as it is running",)),

@@ -13,6 +13,7 @@ from aiohttp import web
 import hivemesh
 from hivemesh.api import (
     attached,
+    containers,
     events,
     logs,
     networks,
@@ -64,6 +65,7 @@ def create_app(local: LocalNode) -> web.Application:
         networks,
         events,
         attached,
+        containers,
         passthrough,
     ):
         for route in module.routes:

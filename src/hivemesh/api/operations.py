@@ -88,6 +88,13 @@ SWARM = (
                      Query(name="rotateManagerUnlockKey", kind="boolean", about="a new key for locked managers"))),
     Operation(method="GET", path="/swarm/unlockkey", about="The key that unlocks managers", tag="swarm",
               shape="object"),
+    Operation(method="GET", path="/hivemesh/swarm/snapshot", about="All of the swarm's state in one file", tag="swarm",
+              shape="stream"),
+    Operation(method="POST", path="/hivemesh/swarm/snapshot", about="Begin again from such a file, the body",
+              tag="swarm", shape="string",
+              query=(Query(name="ListenAddr", kind="string", about="as at /swarm/init"),
+                     Query(name="AdvertiseAddr", kind="string", about="as at /swarm/init"),
+                     Query(name="DataPathAddr", kind="string", about="as at /swarm/init"))),
     Operation(method="POST", path="/swarm/unlock", about="Unlock this manager", tag="swarm"),
 )  # fmt: skip
 
