@@ -104,7 +104,7 @@ async def join(
             listen=listen,
             managers=(manager,),
         )
-        return identities.create(data_dir, facts, ca=ca, certificate=reply.certificate, key=request.key)
+        return identities.create(data_dir, facts, ca=reply.ca, certificate=reply.certificate, key=request.key)
     raise Unavailable("; ".join(failures))
 
 

@@ -10,6 +10,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Literal
 
 import aiohttp
@@ -67,8 +68,8 @@ JITTER = 0.1
 """Heartbeats come a tenth early or late, so that nodes started together drift apart."""
 RENEW_AT = (0.5, 0.8)
 """Part of a certificate's life after which it is renewed, chosen at random (Docker's numbers)."""
-ROLE_RETRY = 1.0
-"""Seconds between attempts to get a certificate for another role."""
+CERTIFICATE_RETRY = 1.0
+"""Seconds between attempts to get a certificate for another role, or of another root."""
 RENEW_RETRY = (60.0, 3600.0)
 """Seconds between attempts to renew: a tenth of what is left, within these."""
 DESCRIBE_PERIOD = 60.0
@@ -125,7 +126,8 @@ class Session:
         self._hello_due = False
         self._wake = asyncio.Event()
         self._due_role = ""  # what the managers want this node to be
-        self._role_due = asyncio.Event()
+        self._due_issuer = ""  # whose certificate they want it to have
+        self._certificate_due = asyncio.Event()
 
     # --- the worker's port --------------------------------------------------------------------------------------
 
@@ -207,8 +209,7 @@ class Session:
                 f"the certificate of this node expired on {time.strftime('%Y-%m-%d', time.gmtime(end))}: "
                 "check the clock, or leave the swarm and join again"
             )
-        description = await self._describe()
-        self._hello = Hello(description=description, vtep=self.identity.facts.vtep)
+        self._hello = await self._introduction()
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as http:
             try:
@@ -242,7 +243,7 @@ class Session:
         beat = self._heed(welcome, ws)
         helpers = [
             asyncio.create_task(self._watch_description(), name="description"),
-            asyncio.create_task(self._take_roles(), name="role"),
+            asyncio.create_task(self._take_certificates(), name="certificate"),
         ]
         try:
             while True:
@@ -285,9 +286,9 @@ class Session:
         """Take over what the managers say of themselves and of this node; the heartbeat beats as they want it."""
         _give_up_after(ws, MISSED * welcome.heartbeat)
         self.labels = welcome.labels
-        self._due_role = welcome.role
-        self._role_due.set()
-        self.identity = self.identity.with_managers(welcome.managers)
+        self._due_role, self._due_issuer = welcome.role, welcome.issuer
+        self.identity = self.identity.with_managers(welcome.managers).with_roots(welcome.roots)
+        self._certificate_due.set()
         return asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat")
 
     async def _receive(self, ws: aiohttp.ClientWebSocketResponse, manager: str, timeout: float | None) -> FromManager:
@@ -352,10 +353,17 @@ class Session:
     async def _watch_description(self) -> None:
         while True:
             await self._clock.sleep(DESCRIBE_PERIOD)
-            hello = Hello(description=await self._describe(), vtep=self.identity.facts.vtep)
-            if hello != self._hello:
-                self._hello, self._hello_due = hello, True
-                self._wake.set()
+            await self._tell_changes()
+
+    async def _tell_changes(self) -> None:
+        hello = await self._introduction()
+        if hello != self._hello:
+            self._hello, self._hello_due = hello, True
+            self._wake.set()
+
+    async def _introduction(self) -> Hello:
+        description = msgspec.structs.replace(await self._describe(), trust=self.identity.trust())
+        return Hello(description=description, vtep=self.identity.facts.vtep)
 
     async def _renew(self) -> None:
         """Replace the certificate in time. Connections keep theirs; the next one uses the new one."""
@@ -368,16 +376,26 @@ class Session:
                 left = end - self._clock.now()
                 await self._clock.sleep(min(max(left / 10, RENEW_RETRY[0]), RENEW_RETRY[1]))
 
-    async def _take_roles(self) -> None:
-        """Get a certificate for the role the managers want this node to have; the next connection uses it."""
+    async def _take_certificates(self) -> None:
+        """Get a certificate for the role, and of the root, that the managers want; the next connection uses it.
+
+        Then tell them whom this node trusts by now.
+        """
         while True:
-            await self._role_due.wait()
-            self._role_due.clear()
-            while self._due_role not in ("", self.identity.facts.role):
-                if await self._renewed():
+            await self._certificate_due.wait()
+            self._certificate_due.clear()
+            while self._lacks_certificate():
+                before = self.identity.facts.role
+                if not await self._renewed():
+                    await self._clock.sleep(CERTIFICATE_RETRY)
+                elif before != self.identity.facts.role:
                     log.info("this node is a %s now", self.identity.facts.role)
-                else:
-                    await self._clock.sleep(ROLE_RETRY)
+            await self._tell_changes()
+
+    def _lacks_certificate(self) -> bool:
+        if self._due_role not in ("", self.identity.facts.role):
+            return True
+        return self._due_issuer not in ("", self.identity.trust().issuer)
 
     async def _renewed(self) -> bool:
         try:
@@ -388,8 +406,9 @@ class Session:
         log.info("renewed the certificate of this node")
         async with self._changed:
             if renewed.facts.role != self.identity.facts.role:
-                self.identity = renewed.with_managers(self.identity.facts.managers)
+                self.identity = replace(renewed.with_managers(self.identity.facts.managers), ca=self.identity.ca)
             self._changed.notify_all()
+        self._certificate_due.set()
         return True
 
     async def _become(self, state: State, error: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from hivemesh.agent.vault import LOCKED
 from hivemesh.api.errors import INACTIVE, STARTING, WORKER
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import Invalid, Unavailable
@@ -41,6 +42,8 @@ def manager_of(request: web.Request) -> "Manager":
         return local.manager
     if local.state == "inactive":
         raise Unavailable(INACTIVE)
+    if local.state == "locked":
+        raise Unavailable(LOCKED)
     raise Unavailable(STARTING if local.is_manager else WORKER)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hivemesh.agent.local import LocalNetworks
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
 
-LocalState = Literal["inactive", "pending", "active", "error"]
+LocalState = Literal["inactive", "pending", "active", "error", "locked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,9 @@ class LocalNode(Protocol):
 
     @property
     def state(self) -> LocalState:
-        """`pending` while joining or while the managers have not accepted us, `error` when the swarm threw us out."""
+        """`pending` while joining or while the managers have not accepted us, `error` when the swarm threw us out,
+        `locked` while a manager waits for its unlock key.
+        """
         ...
 
     @property
@@ -108,6 +110,10 @@ class LocalNode(Protocol):
 
     async def leave(self, *, force: bool) -> None:
         """Stop all tasks, remove our kernel objects, forget the swarm. A manager leaves only with `force`."""
+        ...
+
+    async def unlock(self, key: str) -> None:
+        """Returns when the API of a manager works. Raises `Invalid` for a wrong key, `Conflict` when not locked."""
         ...
 
     async def engine_socket(self) -> Path | None:

@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from hivemesh.api import tls
 from hivemesh.api.errors import control_plane
 from hivemesh.api.http import (
     Filters,
@@ -29,7 +30,7 @@ async def list_nodes(request: web.Request) -> web.Response:
     filters = filters_of(request, FILTERS)
     found = [node for node in view.all(Node) if _matches(node, filters)]
     found.sort(key=lambda node: (node.created, node.id))
-    return answer([objects.node(node, view.cluster, manager.leader) for node in found])
+    return answer([objects.node(node, tls.of_node(node, view.cluster), manager.leader) for node in found])
 
 
 def _matches(node: Node, filters: Filters) -> bool:
@@ -47,7 +48,7 @@ def _matches(node: Node, filters: Filters) -> bool:
 async def inspect(request: web.Request) -> web.Response:
     manager = manager_of(request)
     node = manager.node(request.match_info["ref"])
-    return answer(objects.node(node, manager.tables.view.cluster, manager.leader))
+    return answer(objects.node(node, tls.of_node(node, manager.cluster), manager.leader))
 
 
 @routes.post("/nodes/{ref}/update")

@@ -7,9 +7,11 @@ import asyncio
 
 from aiohttp import web
 
+from hivemesh.api import tls
 from hivemesh.api.errors import ALREADY_IN_SWARM, NOT_IN_SWARM, control_plane
-from hivemesh.api.http import answer, body_of, flag, local_of, manager_of, version_of_object
-from hivemesh.model.errors import Conflict, Unavailable
+from hivemesh.api.http import answer, body_of, changed_spec, flag, local_of, manager_of, version_of_object
+from hivemesh.model.cluster import Renewal
+from hivemesh.model.errors import Unavailable
 from hivemesh.wire.engine import objects, requests
 
 routes = web.RouteTableDef()
@@ -45,28 +47,32 @@ async def leave(request: web.Request) -> web.Response:
 
 @routes.get("/swarm")
 async def inspect(request: web.Request) -> web.Response:
-    return answer(objects.swarm(manager_of(request).tables.view.cluster))
+    cluster = manager_of(request).cluster
+    return answer(objects.swarm(cluster, tls.of_cluster(cluster)))
 
 
 @routes.post("/swarm/update")
 async def update(request: web.Request) -> web.Response:
     manager = manager_of(request)
-    spec = requests.swarm_spec(await body_of(request))
+    spec = requests.swarm_spec(await changed_spec(request))
     version = version_of_object(request)
+    renewal = Renewal(
+        worker=flag(request, "rotateWorkerToken"),
+        manager=flag(request, "rotateManagerToken"),
+        unlock_key=flag(request, "rotateManagerUnlockKey"),
+    )
     with control_plane():
-        await manager.update_cluster(version, spec)
-        worker, managers = flag(request, "rotateWorkerToken"), flag(request, "rotateManagerToken")
-        if worker or managers:
-            await manager.rotate_tokens(worker=worker, manager=managers)
+        await manager.update_cluster(version, spec, renewal)
     return web.Response()
 
 
 @routes.get("/swarm/unlockkey")
 async def unlock_key(request: web.Request) -> web.Response:
-    manager_of(request)
-    return answer({"UnlockKey": ""})
+    return answer({"UnlockKey": manager_of(request).cluster.unlock_key})
 
 
 @routes.post("/swarm/unlock")
 async def unlock(request: web.Request) -> web.Response:
-    raise Conflict("swarm is not locked")
+    key = requests.swarm_unlock(await body_of(request)).unlock_key
+    await asyncio.shield(local_of(request).unlock(key))
+    return web.Response()

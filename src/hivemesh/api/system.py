@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 import hivemesh
-from hivemesh.api import passthrough
+from hivemesh.api import passthrough, tls
 from hivemesh.api.http import MAX_VERSION, MIN_VERSION, answer, local_of, version_text
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import HivemeshError, Unsupported
@@ -206,7 +206,7 @@ def _swarm(local: LocalNode) -> dict[str, Any]:
         if sum(node.spec.role == "manager" for node in nodes) == 2:
             result["Warnings"] = [TWO_MANAGERS]
         result["Managers"] = sum(bool(node.manager_addr) for node in nodes)
-        result["Cluster"] = objects.cluster_info(view.cluster)
+        result["Cluster"] = objects.cluster_info(view.cluster, tls.of_cluster(view.cluster))
     return result
 
 

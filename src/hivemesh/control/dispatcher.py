@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from hivemesh.clock import Clock
+from hivemesh.control import rotation
 from hivemesh.control.inbox import Inbox, NodeNews
 from hivemesh.control.monitor import Monitor
 from hivemesh.control.packing import Packer, pieces
@@ -313,6 +314,8 @@ class Dispatcher:
             managers=tuple(sorted(other.manager_addr for other in store.all(Node) if other.manager_addr)),
             labels=dict(known.spec.labels) if known is not None else {},
             role=known.acting_role if known is not None else "",
+            roots=rotation.roots(store.cluster),
+            issuer=rotation.issuer(store.cluster),
         )
 
     def _on_silent(self, node: NodeID) -> None:

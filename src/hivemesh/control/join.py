@@ -1,11 +1,12 @@
 """Admitting nodes: a token proves that an administrator wants it, a certificate is what the node gets."""
 
+from hivemesh.control.rotation import roots, signer
 from hivemesh.model.addr import Address, parse_address
 from hivemesh.model.cluster import Cluster
 from hivemesh.model.errors import Forbidden, Invalid
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import Availability, Node, NodeDescription, NodeSpec, Role
-from hivemesh.pki import Authority, JoinToken, ca_digest, same_secret
+from hivemesh.pki import JoinToken, ca_digest, same_secret
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.control import JoinReply, JoinRequest, RenewRequest
 
@@ -43,7 +44,7 @@ async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str
         )
 
     await tables.update(add)
-    return JoinReply(node_id=node_id, cluster_id=cluster.id, certificate=certificate, ca=cluster.ca_cert, role=role)
+    return JoinReply(node_id=node_id, cluster_id=cluster.id, certificate=certificate, ca=roots(cluster), role=role)
 
 
 def refresh(cluster: Cluster, node: Node, request: RenewRequest, *, now: float) -> JoinReply:
@@ -51,7 +52,7 @@ def refresh(cluster: Cluster, node: Node, request: RenewRequest, *, now: float) 
     role = node.acting_role
     address = parse_address(node.addr) if node.addr else None
     certificate = _sign(cluster, request.csr, node.id, role, address, now)
-    return JoinReply(node_id=node.id, cluster_id=cluster.id, certificate=certificate, ca=cluster.ca_cert, role=role)
+    return JoinReply(node_id=node.id, cluster_id=cluster.id, certificate=certificate, ca=roots(cluster), role=role)
 
 
 def role_of(cluster: Cluster, token: str) -> Role:
@@ -62,12 +63,12 @@ def role_of(cluster: Cluster, token: str) -> Role:
     if same_secret(str(parsed), cluster.manager_token):
         return "manager"
     if parsed.digest != ca_digest(cluster.ca_cert):
-        raise Forbidden("invalid join token: it belongs to another swarm")
+        raise Forbidden("invalid join token: it belongs to another swarm, or is from before this one changed its root")
     raise Forbidden("invalid join token: it is wrong or was rotated; `swarm join-token worker` on a manager prints it")
 
 
 def _sign(cluster: Cluster, csr: str, node: NodeID, role: Role, address: Address | None, now: float) -> str:
-    return Authority(cluster.ca_cert, cluster.ca_key).sign(
+    return signer(cluster).sign(
         csr,
         node_id=node,
         cluster_id=cluster.id,

@@ -21,6 +21,7 @@ from hivemesh.control import (
     nodes,
     orchestrator,
     reaper,
+    rotation,
     scheduler,
     secrets,
     services,
@@ -29,7 +30,7 @@ from hivemesh.control import (
 from hivemesh.control.grants import Cursors
 from hivemesh.control.logs import LogDesk
 from hivemesh.model import ids
-from hivemesh.model.cluster import Cluster, SwarmSpec
+from hivemesh.model.cluster import Cluster, Renewal, SwarmSpec
 from hivemesh.model.errors import Exhausted, HivemeshError
 from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.network import Network, NetworkSpec
@@ -60,6 +61,7 @@ def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: Cu
         allocator.allocate(tx, now, new_id, cursors)
         scheduler.schedule(tx, now)
         reaper.reap(tx)
+        rotation.finish(tx, now)
         if tx.edits == before:
             return wake
     log.warning("the control loops did not come to rest in %d rounds; going on later", ROUNDS)
@@ -253,9 +255,6 @@ class Manager:
     def cluster(self) -> Cluster:
         return self.tables.view.cluster
 
-    async def update_cluster(self, version: int, spec: SwarmSpec) -> Cluster:
-        return await self._change(lambda tx, now: swarm.update(tx, version, spec, now))
-
-    async def rotate_tokens(self, worker: bool = False, manager: bool = False) -> Cluster:
-        """New join tokens; the old ones no longer admit anybody, members stay."""
-        return await self._change(lambda tx, now: swarm.rotate_tokens(tx, now, worker=worker, manager=manager))
+    async def update_cluster(self, version: int, spec: SwarmSpec, renewal: Renewal | None = None) -> Cluster:
+        """Raises `OutOfSequence` unless `version` is the cluster's."""
+        return await self._change(lambda tx, now: swarm.update(tx, version, spec, now, renewal or Renewal()))

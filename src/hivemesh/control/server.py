@@ -22,12 +22,13 @@ from hivemesh.control import attachments
 from hivemesh.control.dispatcher import Dispatcher
 from hivemesh.control.join import admit, refresh, role_of
 from hivemesh.control.manager import Manager
+from hivemesh.control.rotation import roots
 from hivemesh.model.addr import host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
 from hivemesh.model.ids import NodeID
 from hivemesh.model.node import Node
-from hivemesh.pki import Peer, peer_of, server_context
+from hivemesh.pki import LiveContext, Peer, peer_of
 from hivemesh.store.tables import Transaction
 from hivemesh.wire import codec
 from hivemesh.wire.control import (
@@ -53,8 +54,6 @@ MAX_BODY = 64 * 1024
 """Bytes of a request; a certificate request has about 400."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a peer has to answer our goodbye."""
-RELOAD_PERIOD = 3600.0
-"""Seconds between looks at our own certificate, which the agent beside us renews."""
 STATUS = (
     (Forbidden, 403),
     (NotFound, 404),
@@ -97,8 +96,8 @@ class Elsewhere(Unavailable):
 class ClusterServer:
     """Serves the cluster port of one manager.
 
-    `certificate` is the PEM file with this manager's certificate and key, `listen` host:port; the wildcard of either
-    family means both. `dispatcher` is there while this manager leads.
+    `certificate` is the PEM file with this manager's certificate and key, which `password` opens, `listen` host:port;
+    the wildcard of either family means both. `dispatcher` is there while this manager leads.
     """
 
     def __init__(
@@ -110,12 +109,14 @@ class ClusterServer:
         listen: str,
         clock: Clock,
         colleagues: Colleagues | None = None,
+        password: Callable[[], bytes] = bytes,
     ) -> None:
         self._manager = manager
         self._tables = manager.tables
         self._colleagues = colleagues
         self.dispatcher = dispatcher
         self._certificate = certificate
+        self._password = password
         self._listen = listen
         self._clock = clock
         self._sockets: list[socket.socket] = []
@@ -129,18 +130,16 @@ class ClusterServer:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `Unavailable` when the port cannot be had."""
-        context = server_context(self._certificate, self._tables.view.cluster.ca_cert)
+        live = LiveContext(self._certificate, self._password, lambda: roots(self._tables.view.cluster))
         runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=CLOSE_TIMEOUT)
         try:
             self._sockets = _bind(self._listen)
             await runner.setup()
             for sock in self._sockets:
-                await web.SockSite(runner, sock, ssl_context=context).start()
+                await web.SockSite(runner, sock, ssl_context=live.context).start()
             log.info("cluster port on %s", self._listen)
             self.ready.set()
-            while True:
-                await self._clock.sleep(RELOAD_PERIOD)
-                context.load_cert_chain(self._certificate)  # takes effect for new connections
+            await asyncio.Event().wait()
         finally:
             await runner.cleanup()
             for sock in self._sockets:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from hivemesh import pki
-from hivemesh.control import allocator
+from hivemesh.control import allocator, rotation
 from hivemesh.control.grants import Cursors
 from hivemesh.control.services import OUT_OF_SEQUENCE
+from hivemesh.engine import logdriver
 from hivemesh.ipam import pools as arithmetic
 from hivemesh.model import ids
 from hivemesh.model.addr import Address, Prefix, parse_prefix
@@ -18,7 +19,11 @@ from hivemesh.model.cluster import (
     DEFAULT_DATA_PATH_PORT,
     DEFAULT_POOL,
     DEFAULT_SUBNET_SIZE,
+    CAConfig,
     Cluster,
+    Dispatcher,
+    EncryptionConfig,
+    Renewal,
     SwarmSpec,
 )
 from hivemesh.model.errors import Conflict, Invalid, OutOfSequence
@@ -31,6 +36,8 @@ from hivemesh.wire.engine import SwarmInit
 SMALLEST_SUBNET = 29
 """Docker's limit for `--default-addr-pool-mask-length`."""
 DATA_PATH_PORTS = range(1024, 49152)
+MIN_HEARTBEAT = 100_000_000
+"""Nanoseconds. Docker has no limit: agents that beat all the time do nothing else."""
 MIN_CERTIFICATE_LIFETIME = 3600 * 1_000_000_000
 
 
@@ -54,11 +61,15 @@ def initial_objects(
     `routes` are the host's, `manager_addr` is host:port. Raises `Invalid` for what was asked and cannot be.
     """
     size = request.subnet_size or DEFAULT_SUBNET_SIZE
+    asked = msgspec.structs.replace(request.spec, name=request.spec.name or CLUSTER_NAME)
+    if request.auto_lock_managers:
+        asked = msgspec.structs.replace(asked, encryption_config=EncryptionConfig(auto_lock_managers=True))
+    spec = check_spec(asked)
     tx = Transaction(View())
     cluster = tx.put(
         Cluster(
             id=ClusterID(new_id()),
-            spec=check_spec(msgspec.structs.replace(request.spec, name=request.spec.name or CLUSTER_NAME)),
+            spec=spec,
             created=now,
             updated=now,
             pools=choose_pools(request.default_addr_pool, size, routes),
@@ -69,6 +80,7 @@ def initial_objects(
             ca_key=authority.key,
             worker_token=worker_token,
             manager_token=manager_token,
+            unlock_key=_unlock_key(spec, "", anew=True),
         )
     )
     tx.put(
@@ -92,6 +104,13 @@ def initial_objects(
     if ingress.error:
         raise Invalid(f"no free pool: {ingress.error}; choose others with --default-addr-pool")
     return cluster, node, ingress
+
+
+def first_root(asked: CAConfig, now: float) -> pki.Authority:
+    """The root of a new swarm: one that was given, or a fresh one. Raises `Invalid`."""
+    if asked.signing_ca_cert or asked.signing_ca_key:
+        return pki.given_root(asked.signing_ca_cert, asked.signing_ca_key, now)
+    return pki.Authority.create(now)
 
 
 async def found(tables: Tables, objects: Iterable[Cluster | Node | Network]) -> None:
@@ -165,29 +184,43 @@ def check_spec(spec: SwarmSpec) -> SwarmSpec:
         raise Invalid("modification of cluster name is not allowed")
     if spec.orchestration.task_history_retention_limit < 0:
         raise Invalid("invalid task history limit: it must not be negative")
-    if spec.dispatcher.heartbeat_period < 0:
+    beat = spec.dispatcher.heartbeat_period
+    if beat < 0:
         raise Invalid("invalid heartbeat period: it must not be negative")
+    if 0 < beat < MIN_HEARTBEAT:
+        raise Invalid("invalid heartbeat period: it must be 100ms or more, or 0 for the default of 5s")
     if spec.ca_config.node_cert_expiry < MIN_CERTIFICATE_LIFETIME:
         raise Invalid("invalid certificate expiry: it must be one hour or more")
-    return spec
+    if spec.task_defaults.log_driver is not None:
+        logdriver.configuration(spec.task_defaults.log_driver)
+    return msgspec.structs.replace(
+        spec,
+        dispatcher=spec.dispatcher if beat else Dispatcher(),
+        ca_config=msgspec.structs.replace(spec.ca_config, signing_ca_key=""),  # kept beside the settings, if at all
+    )
 
 
-def update(tx: Transaction, version: int, spec: SwarmSpec, now: float) -> Cluster:
-    """Replace the settings."""
+def update(tx: Transaction, version: int, spec: SwarmSpec, now: float, renewal: Renewal | None = None) -> Cluster:
+    """Replace the settings. Old tokens admit nobody from then on. Raises `OutOfSequence` or `Invalid`."""
     cluster = tx.cluster
     if version != cluster.version:
         raise OutOfSequence(OUT_OF_SEQUENCE)
-    return tx.put(msgspec.structs.replace(cluster, spec=check_spec(spec), updated=now))
-
-
-def rotate_tokens(tx: Transaction, now: float, *, worker: bool, manager: bool) -> Cluster:
-    """New tokens; the old ones admit nobody from now on."""
-    cluster = tx.cluster
+    renewal = renewal or Renewal()
+    checked = check_spec(spec)
+    cluster = rotation.begin(cluster, spec.ca_config, now)
     return tx.put(
         msgspec.structs.replace(
             cluster,
-            worker_token=pki.new_token(cluster.ca_cert) if worker else cluster.worker_token,
-            manager_token=pki.new_token(cluster.ca_cert) if manager else cluster.manager_token,
+            spec=checked,
+            unlock_key=_unlock_key(checked, cluster.unlock_key, anew=renewal.unlock_key),
+            worker_token=pki.new_token(cluster.ca_cert) if renewal.worker else cluster.worker_token,
+            manager_token=pki.new_token(cluster.ca_cert) if renewal.manager else cluster.manager_token,
             updated=now,
         )
     )
+
+
+def _unlock_key(spec: SwarmSpec, known: str, *, anew: bool) -> str:
+    if not spec.encryption_config.auto_lock_managers:
+        return ""
+    return known if known and not anew else pki.new_unlock_key()

@@ -13,7 +13,7 @@ from hivemesh.agent.facts import local_routes
 from hivemesh.agent.identity import Facts, Identity
 from hivemesh.agent.vault import Vault
 from hivemesh.config import DaemonConfig
-from hivemesh.control import swarm
+from hivemesh.control import rotation, swarm
 from hivemesh.daemon import outside
 from hivemesh.daemon.manager import store_directory
 from hivemesh.model.addr import Address, host_port, parse_host_port
@@ -21,7 +21,7 @@ from hivemesh.model.cluster import DEFAULT_LISTEN_PORT, Cluster
 from hivemesh.model.errors import Conflict, HivemeshError, Invalid
 from hivemesh.model.ids import NodeID, new_id
 from hivemesh.model.node import Node, NodeSpec
-from hivemesh.pki import Authority, make_request, new_token
+from hivemesh.pki import make_request, new_token
 from hivemesh.pki.seal import Seal
 from hivemesh.store import backup
 from hivemesh.store.api import Entry
@@ -50,7 +50,7 @@ class Place:
 async def found(request: SwarmInit, place: Place, config: DaemonConfig, now: float) -> Identity:
     """A new swarm on disk. Leaves nothing when it fails."""
     node_id = NodeID(new_id())
-    authority = await asyncio.to_thread(Authority.create, now)
+    authority = await asyncio.to_thread(swarm.first_root, request.spec.ca_config, now)
     objects = swarm.initial_objects(
         request,
         authority=authority,
@@ -114,7 +114,7 @@ async def _establish(
 ) -> Identity:
     directory = store_directory(config.data_dir)
     shutil.rmtree(directory, ignore_errors=True)  # of an init that was interrupted before it had an identity
-    authority = Authority(cluster.ca_cert, cluster.ca_key)
+    authority = rotation.signer(cluster)
     try:
         seal = Seal(await asyncio.to_thread(Vault(config.data_dir).create))
         if config.store:
@@ -138,7 +138,9 @@ async def _establish(
             listen=place.listen,
             managers=(place.manager_addr,),
         )
-        return identities.create(config.data_dir, facts, ca=cluster.ca_cert, certificate=certificate, key=csr.key)
+        return identities.create(
+            config.data_dir, facts, ca=rotation.roots(cluster), certificate=certificate, key=csr.key
+        )
     except Conflict:  # of a store that is not ours
         identities.forget(config.data_dir)
         raise

@@ -26,6 +26,7 @@ from hivemesh.control.members import Members, act_at
 from hivemesh.control.server import ClusterServer
 from hivemesh.daemon import etcd, outside
 from hivemesh.daemon.etcd import EtcdServer, Record, keep_record, recorded
+from hivemesh.daemon.sealing import keep_sealed
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Unavailable
 from hivemesh.model.ids import NodeID
 from hivemesh.model.node import Node
@@ -104,10 +105,12 @@ class ManagerRole:
                 listen=facts.listen,
                 clock=self._clock,
                 colleagues=self,
+                password=lambda: self._identity().vault.password,
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(tables.run(), name="tables")
                 tasks.create_task(server.run(), name="cluster port")
+                tasks.create_task(keep_sealed(tables, self._identity, self._clock), name="keys at rest")
                 tasks.create_task(self._terms(), name="terms of leading")
                 await server.ready.wait()
                 self.manager = manager

@@ -21,6 +21,7 @@ from hivemesh.agent.logs import LogSender
 from hivemesh.agent.plain import PlainNode
 from hivemesh.agent.resolver import Resolver
 from hivemesh.agent.session import Session
+from hivemesh.agent.vault import LOCKED, NOT_LOCKED
 from hivemesh.agent.worker import Worker
 from hivemesh.api.local import LocalState, RemoteManager
 from hivemesh.api.server import ApiServer
@@ -37,7 +38,7 @@ from hivemesh.engine.service import PodmanService
 from hivemesh.kernel import ipvs
 from hivemesh.kernel.probe import missing
 from hivemesh.model.addr import Address
-from hivemesh.model.errors import HivemeshError, Invalid, NotFound, Unavailable
+from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID
 from hivemesh.model.node import NodeDescription
@@ -127,6 +128,8 @@ class Daemon:
     def state(self) -> LocalState:
         if self._identity is None:
             return "inactive"
+        if self._identity.vault.locked:
+            return "locked"
         if self._session is not None and self._session.state == "removed":
             return "error"
         if self.manager is None and self._session is not None and self._session.state == "connecting":
@@ -212,6 +215,8 @@ class Daemon:
 
     async def init(self, request: SwarmInit) -> NodeID:
         async with self._changing:
+            if self.state == "locked":
+                raise Unavailable(LOCKED)
             if request.force_new_cluster and self.is_manager:
                 return await self._recover()
             await self._require_outside()
@@ -250,6 +255,8 @@ class Daemon:
         async with self._changing:
             if self._identity is None:
                 raise Unavailable(NOT_IN)
+            if self._identity.vault.locked and not force:
+                raise Unavailable(LOCKED)
             if self.is_manager and not force:
                 raise Unavailable(self._warning())
             identity, was_manager = self._current(), self.is_manager
@@ -272,6 +279,17 @@ class Daemon:
             self._identity = self._worker = None
             self._error = ""
             self._start_plain()
+
+    async def unlock(self, key: str) -> None:
+        async with self._changing:
+            if self._identity is None:
+                raise Conflict(NOT_LOCKED)
+            self._identity.vault.unlock(key)
+            log.info("this manager is unlocked")
+            try:
+                await self._first_attempt()
+            except TimeoutError:
+                raise Unavailable(SLOW) from None
 
     def _warning(self) -> str:
         """What a manager that wants to leave should know."""
@@ -427,7 +445,7 @@ class Daemon:
             self._session = session
             serving = asyncio.Event()
             acting = tasks.create_task(self._act(session, serving), name="manager")
-            if identity.facts.role == "manager":
+            if identity.facts.role == "manager" and not identity.vault.locked:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(MANAGER_FIRST):
                         await serving.wait()
@@ -456,7 +474,7 @@ class Daemon:
             self._worker, self._attached = worker, attached
             working = tasks.create_task(worker.run(), name="worker")
             beside = tasks.create_task(attached.run(), name="attached containers")
-            connection = tasks.create_task(session.run(), name="session")
+            connection = tasks.create_task(self._connect(session), name="session")
             announcing = tasks.create_task(self._announce(session, serving), name="announce")
             try:
                 await connection
@@ -469,10 +487,16 @@ class Daemon:
 
     async def _act(self, session: Session, serving: asyncio.Event) -> None:
         """Be a manager while this node has the role; `serving` is set when the first time has come."""
+        await session.identity.vault.opened()
         while True:
             if session.identity.facts.role == "manager":
                 await self._manage(session, serving)
             await session.role_is("manager")
+
+    async def _connect(self, session: Session) -> None:
+        """As `Session.run`, once this node is unlocked; until then it goes on with what it was told before."""
+        await session.identity.vault.opened()
+        await session.run()
 
     async def _manage(self, session: Session, serving: asyncio.Event) -> None:
         """Until the role is taken away. Raises what stops a manager."""

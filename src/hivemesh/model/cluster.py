@@ -1,5 +1,7 @@
 """The cluster itself: one object in the store, with its settings, its CA and its join tokens."""
 
+from typing import Any
+
 import msgspec
 
 from hivemesh.model.addr import Prefix
@@ -36,6 +38,7 @@ class CAConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
     node_cert_expiry: Nanoseconds = 7_776_000_000_000_000  # 90 days; of certificates signed from then on
     signing_ca_cert: str = msgspec.field(default="", name="SigningCACert")  # PEM; the root that an administrator gave
     signing_ca_key: str = msgspec.field(default="", name="SigningCAKey")  # PEM; never kept here
+    external_cas: tuple[dict[str, Any], ...] = msgspec.field(default=(), name="ExternalCAs")  # never any
     force_rotate: int = 0  # a greater number than before asks for a new root
 
 
@@ -56,6 +59,14 @@ class SwarmSpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
     ca_config: CAConfig = msgspec.field(default=CAConfig(), name="CAConfig")
     encryption_config: EncryptionConfig = EncryptionConfig()
     task_defaults: TaskDefaults = TaskDefaults()
+
+
+class Renewal(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be made anew with an update: join tokens, and the key that unlocks managers."""
+
+    worker: bool = False
+    manager: bool = False
+    unlock_key: bool = False
 
 
 class RootRotation(msgspec.Struct, frozen=True, kw_only=True):

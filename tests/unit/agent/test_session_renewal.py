@@ -65,11 +65,12 @@ async def test_certificate_is_renewed_between_half_and_four_fifths_of_its_life(
 ) -> None:
     renewed: list[float] = []
 
-    async def renew(known: Identity) -> None:
+    async def renew(known: Identity) -> Identity:
         renewed.append(clock.now())
         if len(renewed) == 1:
             raise Unavailable("no manager")
         known.renew(*sign(authority, clock.now()))
+        return known
 
     monkeypatch.setattr(session_module, "renew", renew)
     start = clock.now()

@@ -16,6 +16,7 @@ import msgspec
 from hivemesh import pki
 from hivemesh.agent.attached import AttachedContainers
 from hivemesh.agent.local import LocalNetworks
+from hivemesh.agent.vault import NOT_LOCKED, Vault
 from hivemesh.api.local import LocalState, RemoteManager
 from hivemesh.api.server import ApiServer
 from hivemesh.client import Client
@@ -23,9 +24,10 @@ from hivemesh.clock import Clock, SystemClock
 from hivemesh.control import swarm
 from hivemesh.control.manager import Manager
 from hivemesh.engine.api import EngineInfo
-from hivemesh.model.errors import NotFound
+from hivemesh.model.errors import Conflict, NotFound
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, TaskID, new_id
+from hivemesh.model.node import Trust
 from hivemesh.model.task import Task, TaskState, TaskStatus
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction
@@ -57,13 +59,14 @@ class Machine:
     running: list[asyncio.Task[None]] = field(default_factory=list)
     store: SqliteStore | None = None
     told: tuple[Insight, ...] = ()  # what a worker hears of networks
+    vault: Vault | None = None  # of a manager that starts locked
     local_networks: LocalNetworks = field(init=False)
 
     def __post_init__(self) -> None:
         self.local_networks = LocalNetworks(self.data_dir / "local", self.clock)
 
     async def init(self, request: SwarmInit) -> NodeID:
-        authority = pki.Authority.create(self.clock.now())
+        authority = swarm.first_root(request.spec.ca_config, self.clock.now())
         self.store = await SqliteStore.open(self.data_dir)
         tables = Tables(self.store)
         await tables.load()
@@ -81,7 +84,9 @@ class Machine:
             hostname=self.name,
             now=self.clock.now(),
         )
-        node = msgspec.structs.replace(node, state="ready")
+        trust = Trust(roots=(pki.ca_digest(cluster.ca_cert),), issuer=pki.key_id(cluster.ca_cert))
+        description = msgspec.structs.replace(node.description, trust=trust)
+        node = msgspec.structs.replace(node, state="ready", description=description)
         await swarm.found(tables, (cluster, node, ingress))
         self.manager = Manager(tables, self.clock, me=node_id)
         self.node_id, self.node_addr, self.state, self.is_manager = node_id, "198.51.100.11", "active", True
@@ -100,6 +105,12 @@ class Machine:
     async def leave(self, *, force: bool) -> None:
         await self.stop()
         self.state, self.manager, self.node_id, self.is_manager = "inactive", None, None, False
+
+    async def unlock(self, key: str) -> None:
+        if self.vault is None:
+            raise Conflict(NOT_LOCKED)
+        self.vault.unlock(key)
+        self.state = "active"
 
     async def stop(self) -> None:
         for step in self.running:

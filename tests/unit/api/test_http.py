@@ -159,7 +159,7 @@ async def test_up_to_date_tasks_are_those_of_the_current_specification() -> None
         assert task["Slot"] == 1
 
 
-async def test_swarm_update_cannot_rename_and_lock_is_not_there() -> None:
+async def test_swarm_cannot_be_renamed_and_is_not_locked_unless_asked() -> None:
     async with manager_api() as api:
         swarm = await api.client.get("/swarm")
         spec = {**swarm["Spec"], "Name": "other"}

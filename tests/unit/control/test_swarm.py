@@ -7,7 +7,7 @@ import pytest
 from world import FAKE_CA, World
 
 from hivemesh.control import swarm
-from hivemesh.model.cluster import CAConfig, Dispatcher, Orchestration, SwarmSpec
+from hivemesh.model.cluster import CAConfig, Dispatcher, Orchestration, Renewal, SwarmSpec
 from hivemesh.model.errors import Invalid, OutOfSequence
 from hivemesh.pki import Authority, JoinToken, ca_digest
 
@@ -90,7 +90,7 @@ def test_rotating_one_token_keeps_the_other() -> None:
         lambda tx: tx.put(msgspec.structs.replace(tx.cluster, ca_cert=authority.certificate, ca_key=FAKE_CA.key))
     )
     before = world.view.cluster
-    world.change(lambda tx: swarm.rotate_tokens(tx, world.now, worker=True, manager=False))
+    world.change(lambda tx: swarm.update(tx, tx.cluster.version, tx.cluster.spec, world.now, Renewal(worker=True)))
     after = world.view.cluster
     assert after.manager_token == before.manager_token
     assert after.worker_token != before.worker_token

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from hivemesh.model.addr import MAC, Address, Interface
@@ -211,25 +210,8 @@ def task(value: Task, network: Callable[[NetworkID], Network | None], service: S
 # --- nodes and the swarm ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4)
-def tls_info(ca_cert: str) -> Json:
-    """`TLSInfo` of a root certificate (PEM): clients compare it between the cluster and its nodes."""
-    if not ca_cert:
-        return {}
-    from cryptography import x509  # heavy, and only managers come here
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    certificate = x509.load_pem_x509_certificate(ca_cert.encode())
-    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return {
-        "TrustRoot": ca_cert,
-        "CertIssuerSubject": base64.b64encode(certificate.subject.public_bytes()).decode(),
-        "CertIssuerPublicKey": base64.b64encode(key).decode(),
-    }
-
-
-def node(value: Node, cluster: Cluster | None = None, leader: NodeID | None = None) -> Json:
-    """A node as `node ls` and `node inspect` show it."""
+def node(value: Node, tls: Json, leader: NodeID | None = None) -> Json:
+    """A node as `node ls` and `node inspect` show it; `tls` is its `TLSInfo`."""
     about = value.description
     answer = _meta(value) | {
         "Spec": codec.to_builtins(value.spec),
@@ -246,7 +228,7 @@ def node(value: Node, cluster: Cluster | None = None, leader: NodeID | None = No
                 "Labels": about.labels,
                 "Plugins": [{"Type": "Network", "Name": "bridge"}, {"Type": "Network", "Name": "overlay"}],
             },
-            "TLSInfo": tls_info(cluster.ca_cert) if cluster else {},
+            "TLSInfo": tls,
         },
         "Status": {"State": value.state, "Message": value.message, "Addr": value.addr},
     }
@@ -259,21 +241,21 @@ def node(value: Node, cluster: Cluster | None = None, leader: NodeID | None = No
     return answer
 
 
-def cluster_info(value: Cluster) -> Json:
-    """The cluster without its tokens, as `/info` shows it."""
+def cluster_info(value: Cluster, tls: Json) -> Json:
+    """The cluster without its tokens, as `/info` shows it; `tls` is its `TLSInfo`."""
     return _meta(value) | {
         "Spec": codec.to_builtins(value.spec),
-        "TLSInfo": tls_info(value.ca_cert),
-        "RootRotationInProgress": False,
+        "TLSInfo": tls,
+        "RootRotationInProgress": value.rotation is not None,
         "DefaultAddrPool": [str(pool) for pool in value.pools],
         "SubnetSize": value.subnet_size,
         "DataPathPort": value.data_path_port,
     }
 
 
-def swarm(value: Cluster) -> Json:
+def swarm(value: Cluster, tls: Json) -> Json:
     """`GET /swarm`."""
-    return cluster_info(value) | {"JoinTokens": {"Worker": value.worker_token, "Manager": value.manager_token}}
+    return cluster_info(value, tls) | {"JoinTokens": {"Worker": value.worker_token, "Manager": value.manager_token}}
 
 
 # --- networks ---------------------------------------------------------------------------------------------------

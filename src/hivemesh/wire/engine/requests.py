@@ -43,6 +43,12 @@ class SwarmJoin(Spec, frozen=True, kw_only=True):
     availability: Availability = "active"
 
 
+class SwarmUnlock(Spec, frozen=True, kw_only=True):
+    """`POST /swarm/unlock`."""
+
+    unlock_key: str = ""
+
+
 class IPAM(Spec, frozen=True, kw_only=True):
     driver: str = "default"
     config: tuple[IPAMConfig, ...] = ()
@@ -70,7 +76,7 @@ def swarm_init(body: Any) -> SwarmInit:
     if isinstance(body, dict) and isinstance(spec := strict.pick(body, "Spec"), dict):
         body = {key: value for key, value in body.items() if key.lower() != "spec"} | {"Spec": _said(spec)}
     request = strict.read(body, SwarmInit, "InitRequest")
-    _without_lock(request.spec, request.auto_lock_managers)
+    _without_external(request.spec)
     return request
 
 
@@ -87,13 +93,20 @@ def swarm_join(body: Any) -> SwarmJoin:
 
 def swarm_spec(body: Any) -> SwarmSpec:
     spec = strict.read(body, SwarmSpec, "Spec")
-    _without_lock(spec, False)
+    _without_external(spec)
     return spec
 
 
-def _without_lock(spec: SwarmSpec, requested: bool) -> None:
-    if requested or spec.encryption_config.auto_lock_managers:
-        raise Unsupported("AutoLockManagers is not supported: leave out --autolock")
+def swarm_unlock(body: Any) -> SwarmUnlock:
+    return strict.read(body, SwarmUnlock, "UnlockRequest")
+
+
+def _without_external(spec: SwarmSpec) -> None:
+    if spec.ca_config.external_cas:
+        raise Unsupported(
+            "CAConfig.ExternalCAs is not supported: the swarm signs its nodes' certificates itself; leave out "
+            "--external-ca, or give it your own root with `swarm ca --rotate --ca-cert FILE --ca-key FILE`"
+        )
 
 
 def node_spec(body: Any) -> NodeSpec:
