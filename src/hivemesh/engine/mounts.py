@@ -94,7 +94,7 @@ def _tmpfs(mount: Mount) -> dict[str, Any]:
         words.append(f"size={options.size_bytes}")
     if options.mode:
         words.append(f"mode={options.mode:o}")
-    return {"type": "tmpfs", "destination": mount.target, "options": words}
+    return {"type": "tmpfs", "source": "tmpfs", "destination": mount.target, "options": words}
 
 
 def _volume(mount: Mount) -> dict[str, Any]:
