@@ -1,5 +1,6 @@
 """Memory and idle processor time of the daemons, node by node."""
 
+import contextlib
 import os
 import time
 
@@ -30,17 +31,31 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def measured(processes: list[Process]) -> dict[int, tuple[float, float]]:
+    """Seconds of processor time and MiB of memory by process; one that has ended meanwhile is left out."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[process.pid] = cpu(process.pid), pss(process.pid)
+    return found
+
+
 def main(bed: Lab, state: str) -> None:
     rows = []
     for node in bed.nodes:
         processes = daemons(node)
-        before = {p.pid: cpu(p.pid) for p in processes}
+        before = measured(processes)
         time.sleep(IDLE)
-        used = sum(cpu(p.pid) - before[p.pid] for p in processes)
+        after = measured([p for p in processes if p.pid in before])
+        used = sum(seconds - before[pid][0] for pid, (seconds, _) in after.items())
         names = ", ".join(
             sorted(
-                os.path.basename(p.arguments[1] if "python" in p.arguments[0] else p.arguments[0]) for p in processes
+                os.path.basename(p.arguments[1] if "python" in p.arguments[0] else p.arguments[0])
+                for p in processes
+                if p.pid in after
             )
         )
-        rows.append((node.name, names, f"{sum(pss(p.pid) for p in processes):.1f}", f"{used / IDLE * 100:.2f}"))
+        rows.append(
+            (node.name, names, f"{sum(memory for _, memory in after.values()):.1f}", f"{used / IDLE * 100:.2f}")
+        )
     facts(f"daemons, {state}", ("node", "processes", "PSS MiB", "% of a core"), rows, "goal per worker: 66 MiB, 0.5 %")

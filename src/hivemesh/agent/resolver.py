@@ -23,6 +23,7 @@ import msgspec
 
 from hivemesh import __version__
 from hivemesh.clock import Clock
+from hivemesh.dns.tables import news
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import NetworkID
 from hivemesh.wire import codec
@@ -300,7 +301,8 @@ class Resolver:
         )
         frames: list[ToResolver] = [gone] if gone.networks or gone.sandboxes else []
         # Names come first: a sandbox that may ask gets whole answers
-        frames += [names for key, names in known.items() if line.names.get(key) != names]
+        told = (news(line.names.get(key), names) for key, names in known.items())
+        frames += [frame for frame in told if frame is not None]
         frames += [sandbox for key, sandbox in self._sandboxes.items() if line.sandboxes.get(key) != sandbox]
         line.names, line.sandboxes = dict(known), dict(self._sandboxes)
         return frames

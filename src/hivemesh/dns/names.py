@@ -13,10 +13,10 @@ def names_of(
 ) -> Names:
     """What `network` answers; items of other networks are left out, and an ingress network has no names (Docker).
 
-    A service's name and aliases lead to its VIPs, or to all backends when it has none; `tasks.<name>` always to the
-    backends. A service without backends has no names: they go with the last one, as Docker's do. Names that several
-    services or containers share have the addresses of all of them. Equal items give an equal table, in whatever order
-    they come.
+    A service's name and aliases lead to its VIPs, or when it has none to all backends that take new connections (weight
+    above 0); `tasks.<name>` always to all backends. A service without backends has no names: they go with the last one,
+    as Docker's do. Names that several services or containers share have the addresses of all of them. Equal items give
+    an equal table, in whatever order they come.
     """
     found: dict[str, dict[Address, None]] = {}  # inner dictionaries are ordered sets
     reverse: dict[Address, str] = {}
@@ -36,8 +36,9 @@ def names_of(
             backends = [a for backend in service.backends for a in backend.addresses]
             if not backends:
                 continue
+            open_ones = [a for backend in service.backends if backend.weight for a in backend.addresses]
             for name in dict.fromkeys((service.name, *service.aliases)):
-                add(name, service.vips or backends)
+                add(name, service.vips or open_ones)
                 add(f"tasks.{name}", backends)
             for backend in service.backends:
                 add_member(backend.names, backend.addresses)

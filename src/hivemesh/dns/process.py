@@ -32,6 +32,7 @@ from hivemesh.wire.resolver import (
     Forget,
     Greeting,
     Names,
+    Renames,
     Sandbox,
     Sync,
     Synced,
@@ -104,6 +105,10 @@ class Process:
                 case Names():
                     self._resolver.know(frame)
                     networks.add(frame.network)
+                case Renames():
+                    if frame.network not in networks:
+                        raise ValueError(f"changes of the names of network {frame.network}, which were not told before")
+                    self._resolver.rename(frame)
                 case Sandbox():
                     self._resolver.admit(frame)
                     sandboxes.add(frame.id)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from hivemesh.dns.answer import Answers
 from hivemesh.dns.server import Listener, Shared, Sockets, identity, open_sockets
-from hivemesh.dns.tables import Scope
+from hivemesh.dns.tables import Scope, renamed
 from hivemesh.model.ids import NetworkID
-from hivemesh.wire.resolver import Forget, Names, Sandbox
+from hivemesh.wire.resolver import Forget, Names, Renames, Sandbox
 
 _ScopeKey = tuple[tuple[NetworkID, ...], bool, bool]
 
@@ -33,6 +33,13 @@ class Resolver:
         if self.tables.get(names.network) != names:
             self.tables[names.network] = names
             self._renew(names.network)
+
+    def rename(self, what: Renames) -> None:
+        """Changes of a table that is known. Raises `ValueError` when it is not."""
+        known = self.tables.get(what.network)
+        if known is None:
+            raise ValueError(f"changes of the names of network {what.network}, which is not known")
+        self.know(renamed(known, what))
 
     def admit(self, sandbox: Sandbox) -> None:
         """A sandbox, new or changed. That it cannot be listened in is told by `failed`."""

@@ -32,6 +32,16 @@ class Names(Frame, frozen=True, kw_only=True, tag="names"):
     reverse: dict[Address, str]  # the primary name, without the network
 
 
+class Renames(Frame, frozen=True, kw_only=True, tag="renames"):
+    """What changed among the names of a network whose `Names` went over this connection before."""
+
+    network: NetworkID
+    addresses: dict[str, tuple[Address, ...]]  # new or changed
+    reverse: dict[Address, str]
+    gone: tuple[str, ...]
+    gone_reverse: tuple[Address, ...]
+
+
 class Sandbox(Frame, frozen=True, kw_only=True, tag="sandbox"):
     """A sandbox that asks, replacing what was known of it."""
 
@@ -65,7 +75,7 @@ class Taken(Frame, frozen=True, kw_only=True, tag="taken"):
     """The new resolver has all of it and answers from now on; without this word the old one would carry on."""
 
 
-ToResolver = Names | Sandbox | Forget | Sync | TakeOver | Taken
+ToResolver = Names | Renames | Sandbox | Forget | Sync | TakeOver | Taken
 
 
 class Greeting(Frame, frozen=True, kw_only=True, tag="greeting"):

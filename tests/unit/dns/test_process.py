@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import ip_address
 
 from hivemesh.dns.process import Process
 from hivemesh.dns.resolver import Resolver
 from hivemesh.dns.server import Shared
 from hivemesh.model.ids import NetworkID
-from hivemesh.wire.resolver import Names, Sandbox, Sync, framed
+from hivemesh.wire.resolver import Names, Renames, Sandbox, Sync, framed
 
 
 class Nobody:
@@ -63,3 +64,24 @@ async def test_word_of_a_daemon_that_was_replaced_changes_nothing_any_more() -> 
     new.feed_eof()
     await tasks[1]
     assert resolver.tables[NetworkID("n")].name == "second"
+
+
+async def test_changes_of_a_table_apply_to_it_and_without_it_end_the_connection() -> None:
+    resolver = Resolver(Shared(Nobody()))
+    process = Process(resolver, -1, asyncio.Event())
+    more = framed(
+        Renames(
+            network=NetworkID("n"), addresses={"web": (ip_address("10.0.1.5"),)}, reverse={}, gone=(), gone_reverse=()
+        )
+    )  # fmt: skip
+    line, writer = asyncio.StreamReader(), Writer()
+    task = asyncio.create_task(process.serve(line, writer))
+    line.feed_data(named("first") + more + framed(Sync(number=1)))
+    await writer.synced.wait()
+    assert resolver.tables[NetworkID("n")].addresses == {"web": (ip_address("10.0.1.5"),)}
+    later, its_writer = asyncio.StreamReader(), Writer()
+    later.feed_data(more)  # on a connection that told nothing of it, though an earlier one did
+    await process.serve(later, its_writer)
+    assert its_writer.closed
+    line.feed_eof()
+    await task
