@@ -1,11 +1,12 @@
-"""Open ports of a process's namespace, as the kernel lists them."""
+"""Open ports and connections of a namespace, as the kernel lists them."""
 
 import subprocess
 import sys
+import time
 
 import pytest
 
-from hivemesh.kernel.listening import doors_of
+from hivemesh.kernel.listening import doors_of, has_callers, has_last_words
 
 pytestmark = pytest.mark.kernel
 
@@ -36,3 +37,75 @@ def test_doors_are_what_others_can_reach() -> None:
         assert doors_of(process.pid) == {("tcp", 80), ("tcp", 83), ("udp", 53), ("udp", 55)}
         process.communicate("")
     assert doors_of(process.pid) == frozenset()
+
+
+_CALLED = """
+import socket, subprocess, sys
+door = socket.create_server(("0.0.0.0", 80))
+kept = []
+for step in sys.stdin:
+    if step == "half\\n":  # the client's last packet of the handshake is lost
+        subprocess.run(["nft", "-f", "-"], input="table inet t { chain c { type filter hook input priority 0; "
+                       "tcp dport 80 tcp flags & (syn | ack) == ack drop; }; }", text=True, check=True)
+        kept.append(socket.create_connection(("127.0.0.1", 80)))
+    elif step == "whole\\n":
+        subprocess.run(["nft", "delete table inet t"], check=True)
+        kept[0].send(b"now")
+        kept.append(socket.create_connection(("127.0.0.1", 80)))
+    elif step == "accepted\\n":
+        kept += [door.accept(), door.accept()]
+    print(step, end="", flush=True)
+"""
+
+
+def test_caller_is_at_the_door_until_accepted() -> None:
+    inside = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    with subprocess.Popen(
+        [*inside, sys.executable, "-S", "-c", _CALLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for step, called in (("begun", False), ("half", True), ("whole", True), ("accepted", False)):
+            process.stdin.write(f"{step}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{step}\n"
+            assert has_callers(process.pid) is called, step
+        process.communicate("")
+    assert not has_callers(process.pid)
+
+
+_CLOSED = """
+import socket, subprocess, sys
+door = socket.create_server(("0.0.0.0", 80))
+caller = socket.create_connection(("127.0.0.1", 80))
+served, _ = door.accept()
+for step in sys.stdin:
+    if step == "said\\n":  # what the caller's side answers is lost
+        subprocess.run(["nft", "-f", "-"], input="table inet t { chain c { type filter hook input priority 0; "
+                       "tcp dport 80 drop; }; }", text=True, check=True)
+        served.send(b"the last words")
+        served.close()
+    elif step == "heard\\n":
+        subprocess.run(["nft", "delete table inet t"], check=True)
+    print(step, end="", flush=True)
+"""
+
+
+def test_last_words_are_on_their_way_until_acknowledged() -> None:
+    inside = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    with subprocess.Popen(
+        [*inside, sys.executable, "-S", "-c", _CLOSED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        namespace = f"/proc/{process.pid}/ns/net"
+        for step, unheard in (("open", False), ("said", True), ("heard", False)):
+            process.stdin.write(f"{step}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{step}\n"
+            until = time.monotonic() + 10  # sent again, at longer and longer intervals
+            while has_last_words(namespace) is not unheard and time.monotonic() < until:
+                time.sleep(0.02)
+            assert has_last_words(namespace) is unheard, step
+        process.communicate("")
+    assert not has_last_words(namespace)

@@ -56,6 +56,9 @@ def test_rolling_update_under_load_fails_no_request_in_either_order(
 
 
 def _replaced(lab: Lab, before: set[str], count: int) -> None:
+    """All of them, and the update is over: its last word changes the service once more."""
+    status = lab.nodes[0].api("GET", "/services/web").get("UpdateStatus", {})
+    assert status.get("State") == "completed", status
     running = await_tasks(lab, "web", count, 0)
     assert before.isdisjoint(task.id for task in running)
 

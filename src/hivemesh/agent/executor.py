@@ -5,7 +5,7 @@
 What stays true
 - The sandbox is wired before the container's first instruction.
 - A process gets its stop signal only when the task is released (every live node sends its connections elsewhere) or
-  when the task is gone from the view: see `TaskItem`.
+  when the task is gone from the view (see `TaskItem`), and once nobody is at its door (`readiness.py`).
 - States only move forward, also over restarts of the daemon: a container that runs is adopted as it is.
 - A container with a health check runs, for everybody else, once it is healthy; one without, once it listens
   (`readiness.py`). One that turns unhealthy gets no new connections, and is stopped.
@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from hivemesh.agent.health import Check, check_of, examine
-from hivemesh.agent.readiness import LISTEN_TIMEOUT, Doors, doors_of, until_open
+from hivemesh.agent.readiness import LISTEN_TIMEOUT, Doors, doors_of, until_delivered, until_nobody_calls, until_open
 from hivemesh.agent.request import container_request
 from hivemesh.clock import Clock
 from hivemesh.engine.api import ContainerInfo, Engine
@@ -114,6 +114,7 @@ class Executor:
         self._container = found.id if found else item.task.status.container_id
         self._status = item.task.status
         self._pid = found.pid if found else 0
+        self._netns = ""
         self._secrets: dict[str, str] = {}
         self._check: Check | None = None
         self._doors = Doors()
@@ -187,9 +188,9 @@ class Executor:
         self._say(TaskState.PREPARING, "preparing")
         spec = self.task.spec.container_spec
         # What takes long can be given up half-way
-        netns = await self._unless_stopped(self._prepare(spec.image))
+        self._netns = await self._unless_stopped(self._prepare(spec.image))
         # What is short runs to its end, so that we know the container's id
-        request = container_request(self.task, netns, self._hostname)
+        request = container_request(self.task, self._netns, self._hostname)
         files = self._sandboxes.files(self.task, request.hostname)
         request = dataclasses.replace(request, files=files, secrets=self._secrets)
         self._container = await self._engine.create(request)
@@ -227,8 +228,8 @@ class Executor:
 
     async def _adopt(self, found: ContainerInfo) -> None:
         try:
-            netns = await self._unless(self._is_given_up, self._sandboxes.attach(self.task))
-            if not _lives_in(found.pid, netns):
+            self._netns = await self._unless(self._is_given_up, self._sandboxes.attach(self.task))
+            if not _lives_in(found.pid, self._netns):
                 self.lose_sandbox("the task's network namespace was removed while the daemon was away")
         except _Stop:  # its networks may be gone from here: nothing to wait for
             return
@@ -254,13 +255,18 @@ class Executor:
         try:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
-                self._finish(await ending)
+                code = await ending
+                await self._deliver()
+                self._finish(code)
                 return
             ill = "" if stopping.done() else await ailing
             if ill and self._status.state == TaskState.RUNNING:
                 self._say(TaskState.RUNNING, "unhealthy", unhealthy=True)
+            if not ill and not self._lost and self.task.attachments:
+                await until_nobody_calls(lambda: listening.has_callers(self._pid), self._clock)
             await self._insist(self._stop, "stop")
             code = await ending
+            await self._deliver()
             if self._lost or ill:
                 self._say(TaskState.FAILED, "started", err=self._lost or ill, exit_code=code)
             else:
@@ -269,6 +275,11 @@ class Executor:
             for future in (*futures, leaving):
                 future.cancel()
             await asyncio.gather(*futures, leaving, return_exceptions=True)
+
+    async def _deliver(self) -> None:
+        """What the process said last, while its network stands."""
+        if self._netns and not self._lost:
+            await until_delivered(lambda: listening.has_last_words(self._netns), self._clock)
 
     async def _leave(self) -> None:
         """No more connections for a process that has ended, however long the engine takes to say how."""

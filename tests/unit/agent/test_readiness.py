@@ -1,10 +1,20 @@
-"""A task without a health check is used once it listens: what is waited for, and for how long."""
+"""A task without a health check is used once it listens, and stopped once nobody is at its door."""
 
 import asyncio
 
 import pytest
 
-from hivemesh.agent.readiness import LISTEN_TIMEOUT, Doors, doors_of, until_open
+from hivemesh.agent.readiness import (
+    DELIVERY_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    LISTEN_TIMEOUT,
+    ON_THE_WAY,
+    Doors,
+    doors_of,
+    until_delivered,
+    until_nobody_calls,
+    until_open,
+)
 from hivemesh.clock import ManualClock
 from hivemesh.engine.api import ImageFacts
 from hivemesh.model.addr import MAC
@@ -102,3 +112,34 @@ async def test_wait_for_a_door_that_stays_closed_has_an_end() -> None:
 def test_doors_are_named_for_people() -> None:
     assert str(Doors(all=frozenset({WEB, DNS}))) == "80/tcp, 53/udp"
     assert str(Doors(any=frozenset({TLS, WEB}))) == "80/tcp or 443/tcp"
+
+
+class Leaping:
+    """A clock that sleeps in no time."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    def now(self) -> float:
+        return self.slept
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+@pytest.mark.parametrize(
+    ("called_until", "waited"),
+    [(0.0, ON_THE_WAY), (ON_THE_WAY + 0.5, ON_THE_WAY + 0.5), (99.0, ON_THE_WAY + HANDSHAKE_TIMEOUT)],
+    ids=["nobody comes", "somebody comes in", "somebody stays outside"],
+)
+async def test_stop_waits_for_who_is_on_the_way_but_not_for_ever(called_until: float, waited: float) -> None:
+    clock = Leaping()
+    await until_nobody_calls(lambda: clock.slept < called_until - 1e-9, clock)
+    assert clock.slept == pytest.approx(waited, abs=0.011)
+
+
+@pytest.mark.parametrize(("heard", "waited"), [(0.0, 0.0), (0.3, 0.3), (99.0, DELIVERY_TIMEOUT)])
+async def test_namespace_waits_for_last_words_but_not_for_ever(heard: float, waited: float) -> None:
+    clock = Leaping()
+    await until_delivered(lambda: clock.slept < heard - 1e-9, clock)
+    assert clock.slept == pytest.approx(waited, abs=0.011)
