@@ -128,13 +128,16 @@ async def test_a_second_rotation_replaces_the_first_and_the_old_root_ends_it(tmp
         assert agent.session.error == ""
 
 
-async def test_an_administrators_own_root_takes_over(tmp_path: Path) -> None:
-    await asyncio.to_thread(
-        subprocess.run,
+def make_root(directory: Path) -> None:
+    subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes", "-days", "30",
-         "-subj", "/O=Example/CN=own root", "-keyout", tmp_path / "key", "-out", tmp_path / "root"],
+         "-subj", "/O=Example/CN=own root", "-keyout", directory / "key", "-out", directory / "root"],
         check=True, capture_output=True,
     )  # fmt: skip
+
+
+async def test_an_administrators_own_root_takes_over(tmp_path: Path) -> None:
+    await asyncio.to_thread(make_root, tmp_path)
     root, key = (tmp_path / "root").read_text(), (tmp_path / "key").read_text()
     async with open_swarm(tmp_path) as swarm:
         agent = await swarm.agent("n1")
