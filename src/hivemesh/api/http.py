@@ -23,6 +23,11 @@ MIN_VERSION = (1, 40)
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of JSON we read from a client; the largest service of Docker's own limits is far below."""
 
+UPDATE_OPTIONS = {
+    "version", "rollback", "registryAuthFrom", "rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey",
+}  # fmt: skip
+"""What the query of an update may have."""
+
 LOCAL = web.AppKey("local", LocalNode)
 Filters = dict[str, list[str]]
 
@@ -72,11 +77,12 @@ async def body_of(request: web.Request, *, optional: bool = False) -> Any:
 
 
 async def changed_spec(request: web.Request) -> Any:
-    """The body of an update, without what the query says already: dockerode sends its options in both places."""
+    """The body of an update, without options: dockerode sends everything in the query and in the body."""
     body = await body_of(request)
     if not isinstance(body, dict):
         return body
-    return {name: value for name, value in body.items() if name not in request.query}
+    said = UPDATE_OPTIONS & request.query.keys()
+    return {name: value for name, value in body.items() if name not in said}
 
 
 def flag(request: web.Request, name: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hivemesh.api import events, networks, nodes, services, tasks
+from hivemesh.api.containers import Limits
 from hivemesh.model.cluster import SwarmSpec
 from hivemesh.model.node import NodeSpec
 from hivemesh.model.secret import PayloadSpec
@@ -166,6 +167,12 @@ NETWORKS = (
 )  # fmt: skip
 
 
+CONTAINERS = (
+    Operation(method="POST", path="/containers/{ref}/update", about="Other limits", tag="container", shape="object",
+              body=Limits, engine=True),
+)  # fmt: skip
+
+
 def _engines(tag: str, *lines: str) -> tuple[Operation, ...]:
     """Lines of method, path and what it does."""
     made = []
@@ -199,7 +206,6 @@ ENGINE = (
         "POST /containers/{ref}/resize Change the terminal's size",
         "POST /containers/{ref}/attach Streams of a container",
         "POST /containers/{ref}/rename Another name",
-        "POST /containers/{ref}/update Other limits",
         "POST /containers/{ref}/exec Prepare a command in a container",
         "DELETE /containers/{ref} Remove a container",
         "POST /containers/prune Remove containers that have ended",
@@ -236,4 +242,4 @@ ENGINE = (
     *_engines("system", "GET /system/df What takes how much room"),
 )
 
-OPERATIONS = (*SYSTEM, *SWARM, *NODES, *SERVICES, *PAYLOADS, *NETWORKS, *ENGINE)
+OPERATIONS = (*SYSTEM, *SWARM, *NODES, *SERVICES, *PAYLOADS, *NETWORKS, *CONTAINERS, *ENGINE)

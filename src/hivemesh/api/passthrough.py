@@ -129,13 +129,19 @@ async def engine_errors() -> AsyncIterator[None]:
         raise Unavailable(f"the engine's API broke off: {error or type(error).__name__}; try again") from error
 
 
-async def ask(request: web.Request, path: str, *, method: str = "GET") -> Any:
-    """The engine's JSON answer; `path` has no version. Raises `NotFound` or `Unavailable` in its words."""
+async def ask(request: web.Request, path: str, *, method: str = "GET", body: Any = None, version: str = "v1.40") -> Any:
+    """The engine's answer, decoded when it is JSON; `path` has no version, and `body` is sent as JSON.
+
+    Raises `NotFound` or `Unavailable` in the engine's words.
+    """
     engine = request.app[ENGINE]
     async with engine_errors():
         session = await engine.session(await engine.socket(request))
-        async with session.request(method, f"http://engine/v1.40{path}") as reply:
-            value = strict.decode(await reply.read())
+        data = None if body is None else codec.to_json(body)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        async with session.request(method, f"http://engine/{version}{path}", data=data, headers=headers) as reply:
+            raw = await reply.read()
+            value = strict.decode(raw) if reply.content_type == "application/json" else raw.decode(errors="replace")
             if reply.status >= 400:
                 text = str(value.get("message", reply.reason)) if isinstance(value, dict) else str(reply.reason)
                 raise (NotFound if reply.status == 404 else Unavailable)(text)

@@ -225,16 +225,20 @@ async def test_second_server_on_the_same_socket_is_refused() -> None:
         assert (await api.http("GET", "/_ping"))[0] == 200
 
 
-async def test_update_may_repeat_in_its_body_what_the_query_says() -> None:
-    """dockerode sends `version` in both places."""
+async def test_update_may_repeat_its_options_in_its_body() -> None:
+    """dockerode sends everything in both places."""
     async with manager_api() as api:
         await api.http("POST", "/services/create", SERVICE, JSON)
         index = (await api.http("GET", "/services/web"))[2]["Version"]["Index"]
         spec = {**json.loads(SERVICE), "Labels": {"a": "b"}}
         status, _, body = await api.http(
-            "POST", f"/services/web/update?version={index}", json.dumps({**spec, "version": index}).encode(), JSON
+            "POST",
+            f"/services/web/update?version={index}&Labels=a",
+            json.dumps({**spec, "version": index}).encode(),
+            JSON,
         )
         assert status == 200, body
+        assert (await api.http("GET", "/services/web"))[2]["Spec"]["Labels"] == {"a": "b"}
         status, _, body = await api.http(
             "POST", f"/services/web/update?version={index}", json.dumps({**spec, "other": index}).encode(), JSON
         )

@@ -71,6 +71,39 @@ async def test_exec_logs_and_copies_work_on_a_running_container(api: Served, tmp
         await api.docker("rm", "--force", "box")
 
 
+async def test_limits_of_a_running_container_are_changed(api: Served) -> None:
+    await api.docker("run", "-d", "--name", "box", "--network", "none", IMAGE, "sleep", "60")
+    try:
+        await api.docker("update", "--memory", "64m", "--memory-swap", "64m", "--pids-limit", "40", "box")
+        shown = await api.client.get("/containers/box/json")
+        pid = shown["State"]["Pid"]
+        groups = {name: path for _, name, path in (
+            line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        )}  # fmt: skip
+        found = [
+            path.read_text().strip()
+            for path in (
+                Path(f"/sys/fs/cgroup/memory{groups.get('memory', '')}/memory.limit_in_bytes"),
+                Path(f"/sys/fs/cgroup{groups.get('', '')}/memory.max"),
+            )
+            if path.exists()
+        ]
+        assert str(64 << 20) in found
+        assert "RestartPolicy" in await api.docker_error("update", "--restart", "always", "box")
+        assert (
+            "CgroupParent is not supported"
+            in (
+                await api.http(
+                    "POST", "/containers/box/update", b'{"CgroupParent": "x"}', "Content-Type: application/json"
+                )
+            )[2]["message"]
+        )
+        assert "box" in (await api.docker("stats", "--no-stream", "box")).split()
+        assert "nosuch" in await api.docker_error("stats", "--no-stream", "nosuch")
+    finally:
+        await api.docker("rm", "--force", "box")
+
+
 async def test_image_is_loaded_from_a_stream(api: Served, tmp_path: Path) -> None:
     await api.docker("save", "--output", str(tmp_path / "image.tar"), IMAGE)
     await api.docker("tag", IMAGE, "localhost/other:latest")
