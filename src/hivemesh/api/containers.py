@@ -43,7 +43,7 @@ def resources(limits: Limits) -> dict[str, Any]:
         if period or quota:
             raise Invalid("conflicting options: NanoCpus and a CPU quota or period cannot both be set")
         period, quota = CPU_PERIOD, limits.nano_cpus * CPU_PERIOD // 10**9
-    found = {
+    found: dict[str, dict[str, Any]] = {
         "memory": {"limit": limits.memory, "swap": limits.memory_swap, "reservation": limits.memory_reservation},
         "cpu": {
             "shares": limits.cpu_shares,
