@@ -9,7 +9,7 @@ import click
 
 from hivemesh.cli import values
 from hivemesh.cli.mounts import mount
-from hivemesh.cli.servicespec import Decorator, Json, changed_env, changed_labels, changed_list, option
+from hivemesh.cli.servicespec import Decorator, Json, changed_env, changed_labels, changed_list, decorated, option
 from hivemesh.model.errors import Invalid, NotFound, Unsupported
 from hivemesh.model.privilege import ALL
 
@@ -48,7 +48,7 @@ def create_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--sysctl", metavar="KEY=VALUE", help="Kernel setting of the container; may be repeated.", **MANY),
         option("--ulimit", metavar="NAME=SOFT[:HARD]", help="nofile=1024:2048; may be repeated.", **MANY),
     )
-    return _decorated(command, (*new, *SAME))
+    return decorated(command, (*new, *SAME))
 
 
 def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +67,7 @@ def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--ulimit-add", metavar="NAME=SOFT[:HARD]", help="Set a limit; may be repeated.", **MANY),
         option("--ulimit-rm", metavar="NAME", help="Remove a limit; may be repeated.", **MANY),
     )
-    return _decorated(command, (*changed, *SAME))
+    return decorated(command, (*changed, *SAME))
 
 
 def apply_created(template: Json, given: Mapping[str, Any]) -> None:
@@ -183,9 +183,3 @@ def _variable(text: str) -> str:
     if "=" in text:
         return text
     return f"{text}={os.environ[text]}" if text in os.environ else text
-
-
-def _decorated(command: Callable[..., Any], decorators: Iterable[Decorator]) -> Callable[..., Any]:
-    for decorate in reversed(tuple(decorators)):
-        command = decorate(command)
-    return command

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hivemesh.cli import values
-from hivemesh.cli.servicespec import Decorator, Json, changed_list, option
+from hivemesh.cli.servicespec import Decorator, Json, changed_list, decorated, option
 from hivemesh.model.errors import Invalid, NotFound
 
 LISTS = {
@@ -34,7 +34,7 @@ def create_options(command: Callable[..., Any]) -> Callable[..., Any]:
         for key, (_, value, what) in LISTS.items()
     ]
     hosts = option("--host", multiple=True, metavar="NAME:ADDR", help="Line for /etc/hosts; may be repeated.")
-    return _decorated(command, (*added, hosts, *HEALTH))
+    return decorated(command, (*added, hosts, *HEALTH))
 
 
 def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
     changed.append(
         option("--host-rm", multiple=True, metavar="NAME[:ADDR]", help="Remove such lines; may be repeated.")
     )
-    return _decorated(command, (*changed, *HEALTH))
+    return decorated(command, (*changed, *HEALTH))
 
 
 def apply_created(container: Json, given: Mapping[str, Any]) -> None:
@@ -74,12 +74,6 @@ def apply_updated(container: Json, given: Mapping[str, Any]) -> None:
 
 def _name(key: str) -> str:
     return "--" + key.replace("_", "-")
-
-
-def _decorated(command: Callable[..., Any], decorators: Iterable[Decorator]) -> Callable[..., Any]:
-    for decorate in reversed(tuple(decorators)):
-        command = decorate(command)
-    return command
 
 
 def _host_line(text: str) -> str:

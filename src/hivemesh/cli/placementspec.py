@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hivemesh.cli import values
-from hivemesh.cli.servicespec import Decorator, Json, changed_list, option
+from hivemesh.cli.servicespec import Decorator, Json, changed_list, decorated, option
 from hivemesh.model.errors import Invalid, NotFound
 
 PREFERENCE = {"metavar": "spread=KEY", "multiple": True}
@@ -21,7 +21,7 @@ def create_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--placement-pref", help="Spread evenly, as over node.labels.zone; the outermost first.", **PREFERENCE
     )
     generic = option("--generic-resource", help="So many of what nodes have, such as GPU=1.", **RESOURCE)
-    return _decorated(command, (*RESERVED, spread, generic))
+    return decorated(command, (*RESERVED, spread, generic))
 
 
 def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +32,7 @@ def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--generic-resource-add", help="So many more of a kind; may be repeated.", **RESOURCE),
         option("--generic-resource-rm", metavar="NAME", multiple=True, help="None of a kind; may be repeated."),
     )
-    return _decorated(command, (*RESERVED, *changed))
+    return decorated(command, (*RESERVED, *changed))
 
 
 def apply_created(template: Json, given: Mapping[str, Any]) -> None:
@@ -58,12 +58,6 @@ def apply_updated(template: Json, given: Mapping[str, Any]) -> None:
     before = [(one.get("Spread") or {}).get("SpreadDescriptor", "") for one in placement.get("Preferences") or ()]
     add, remove = (map(_descriptor, given[f"placement_pref_{verb}"]) for verb in ("add", "rm"))
     placement["Preferences"] = _preferences(changed_list(before, add, remove, "placement preference"))
-
-
-def _decorated(command: Callable[..., Any], decorators: Iterable[Decorator]) -> Callable[..., Any]:
-    for decorate in reversed(tuple(decorators)):
-        command = decorate(command)
-    return command
 
 
 def _reserve(template: Json, given: Mapping[str, Any], generic: list[Json]) -> None:

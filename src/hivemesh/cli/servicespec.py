@@ -62,10 +62,15 @@ SHARED: tuple[Decorator, ...] = (
 """Options that mean the same when a service is made and when it is changed; absent means: leave as it is."""
 
 
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in reversed(SHARED):
+def decorated(command: Callable[..., Any], decorators: Iterable[Decorator]) -> Callable[..., Any]:
+    """With options that are listed in their order."""
+    for decorate in reversed(tuple(decorators)):
         command = decorate(command)
     return command
+
+
+def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return decorated(command, SHARED)
 
 
 def apply_shared(spec: Json, given: Mapping[str, Any]) -> None:
