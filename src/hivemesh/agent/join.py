@@ -15,7 +15,7 @@ from hivemesh.agent.identity import Facts, Identity
 from hivemesh.model.addr import Address, host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
-from hivemesh.model.ids import ClusterID, TaskID
+from hivemesh.model.ids import ClusterID, NodeID, TaskID
 from hivemesh.model.node import Availability, Role
 from hivemesh.pki import MANAGER_NAME, JoinToken, ca_digest, client_context, new_request, unverified_context
 from hivemesh.wire import codec
@@ -27,6 +27,7 @@ from hivemesh.wire.control import (
     JoinRequest,
     ManagerReply,
     ManagerRequest,
+    MembersReply,
     Refusal,
     RenewRequest,
     TellRequest,
@@ -137,6 +138,11 @@ async def act_as_manager(identity: Identity, store: str) -> ManagerReply:
         return codec.from_json(answer, ManagerReply)
     except msgspec.MsgspecError as error:
         raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
+
+
+async def store_members(identity: Identity) -> tuple[NodeID, ...]:
+    """The nodes that hold the store, in the eyes of another manager. Raises as `attach` does."""
+    return codec.from_json(await ask(_beside(identity), "/v1/members"), MembersReply).nodes
 
 
 async def tell(identity: Identity, leader: str, asked: TellRequest) -> bool:

@@ -43,6 +43,7 @@ from hivemesh.wire.control import (
     JoinRequest,
     ManagerReply,
     ManagerRequest,
+    MembersReply,
     Refusal,
     RenewRequest,
     TellRequest,
@@ -81,7 +82,11 @@ class Colleagues(Protocol):
         ...
 
     async def admit(self, node: Node, request: ManagerRequest) -> ManagerReply:
-        """Raises `Unavailable`, or `Conflict` when the caller should try again."""
+        """Raises `Unavailable`, also when the caller should try again."""
+        ...
+
+    async def members(self) -> tuple[NodeID, ...]:
+        """The nodes whose servers hold the store. Raises `Unavailable` without a majority."""
         ...
 
 
@@ -158,6 +163,7 @@ class ClusterServer:
                 web.post("/v1/detach", self._detach),
                 web.post("/v1/logs/{id}", self._receive_logs),
                 web.post("/v1/manager", self._become_manager),
+                web.get("/v1/members", self._members),
                 web.post("/v1/tell", self._tell),
                 web.get("/v1/networks", self._networks),
                 web.get("/v1/networks/{ref}", self._network),
@@ -218,6 +224,10 @@ class ClusterServer:
     async def _become_manager(self, request: web.Request) -> web.Response:
         node = self._fellow(request)
         return _json(await self._colleagues_here().admit(node, await _body(request, ManagerRequest)))
+
+    async def _members(self, request: web.Request) -> web.Response:
+        self._member(request)
+        return _json(MembersReply(nodes=await self._colleagues_here().members()))
 
     async def _tell(self, request: web.Request) -> web.Response:
         self._fellow(request)

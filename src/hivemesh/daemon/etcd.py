@@ -25,7 +25,7 @@ from hivemesh.control.members import peer_url
 from hivemesh.model.addr import host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Unavailable
-from hivemesh.pki import MANAGER_NAME
+from hivemesh.pki import MANAGER_NAME, certificates_in
 from hivemesh.store.etcdapi import EtcdClient
 from hivemesh.wire import codec
 
@@ -38,6 +38,8 @@ SOCKET = "clients:0"
 """etcd takes a socket's name only if it looks like host:port; it is relative to where etcd is started."""
 RETRY = (0.1, 5.0)
 """Seconds until one that ended is started again, doubled while it ends at once."""
+ENDS = 3
+"""Times in a row it may end at once until somebody should look why."""
 STEADY = 5.0
 """Seconds one must have run for its successor to be started without a pause."""
 LOOK_PERIOD = 5.0
@@ -68,6 +70,10 @@ def recorded(directory: Path) -> Record | None:
 def keep_record(directory: Path, record: Record) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(directory / RECORD, codec.to_json(record))
+
+
+class Unsteady(Exception):
+    """It ends each time it is started."""
 
 
 class EtcdServer:
@@ -102,14 +108,13 @@ class EtcdServer:
         self._force = True
 
     async def run(self) -> None:
-        """Keep it going until cancelled; it goes on then. Raises `Unavailable` when there is none to start."""
-        delay, loop = RETRY[0], asyncio.get_running_loop()
+        """Keep it going until cancelled; it goes on then. Raises `Unsteady`, or `Unavailable` when there is no etcd."""
+        delay, ends, loop = RETRY[0], 0, asyncio.get_running_loop()
         while True:
             found = self._process()
             if found is None:
-                record = recorded(self._store)
-                if record is None:
-                    raise Unavailable("the record of this manager's store is gone")
+                while (record := recorded(self._store)) is None:  # other managers are being asked
+                    await asyncio.sleep(RETRY[0])
                 found = await self._launch(record)
             else:
                 log.info("etcd runs already, as process %d", found)
@@ -117,8 +122,11 @@ class EtcdServer:
             began = loop.time()
             await self._accompany(found)
             log.warning("etcd (process %d) has ended; %s says why", found, self._log)
+            ends += 1
             if loop.time() - began >= STEADY:
-                delay = RETRY[0]
+                delay, ends = RETRY[0], 0
+            if ends == ENDS:
+                raise Unsteady
             await asyncio.sleep(delay)
             delay = min(2 * delay, RETRY[1])
 
@@ -135,6 +143,11 @@ class EtcdServer:
                 return
             except TimeoutError:
                 continue
+
+    def forget(self) -> None:
+        """It is a member no more, and what it holds is of no use. Not while it runs."""
+        (self._store / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def began(self) -> bool:
@@ -229,6 +242,8 @@ class EtcdServer:
         changed = False
         for name, text in (("node.pem", identity.credentials()), ("ca.pem", identity.ca.encode())):
             path = self._files / name
+            if name == "ca.pem" and path.exists() and len(certificates_in(identity.ca)) > 1:
+                continue  # one root takes over from another: until it has, the one that is known here vouches for both
             if not path.exists() or path.read_bytes() != text:
                 changed |= path.exists() and name == "ca.pem"
                 write_private(path, text)

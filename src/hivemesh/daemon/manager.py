@@ -25,7 +25,7 @@ from hivemesh.control.manager import Manager
 from hivemesh.control.members import Members, act_at
 from hivemesh.control.server import ClusterServer
 from hivemesh.daemon import etcd, outside
-from hivemesh.daemon.etcd import EtcdServer, Record, keep_record, recorded
+from hivemesh.daemon.etcd import EtcdServer, Record, Unsteady, keep_record, recorded
 from hivemesh.daemon.sealing import keep_sealed
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Unavailable
 from hivemesh.model.ids import NodeID
@@ -82,6 +82,7 @@ class ManagerRole:
         self._alone = alone
         self._growing = asyncio.Lock()
         self._moved = asyncio.Event()
+        self._lost = asyncio.Event()  # what this manager held of the store
         self._election: Election = Alone(self._me)
         self._backing: _Backing | None = None
         self._helpers: set[asyncio.Task[None]] = set()
@@ -112,6 +113,7 @@ class ManagerRole:
                 tasks.create_task(server.run(), name="cluster port")
                 tasks.create_task(keep_sealed(tables, self._identity, self._clock), name="keys at rest")
                 tasks.create_task(self._terms(), name="terms of leading")
+                tasks.create_task(self._until_lost(), name="loss of the store")
                 await server.ready.wait()
                 self.manager = manager
                 ready.set()
@@ -224,6 +226,15 @@ class ManagerRole:
                 raise Unavailable(str(error)) from error
         return ManagerReply(seal_key=self._identity().vault.key, members=found)
 
+    async def members(self) -> tuple[NodeID, ...]:
+        backing = self._backing
+        if backing is None:
+            raise Unavailable("this manager is starting: try again")
+        if backing.server is None or backing.client is None:
+            return (self._me,)
+        await EtcdStore.open(backing.client)  # a read that takes a majority: what follows is no old news
+        return tuple(NodeID(member.name) for member in await backing.client.members() if member.name)
+
     async def _grow(self) -> None:
         """From the embedded store to an etcd of our own. Everything goes on meanwhile; writes wait for a moment."""
         assert self._backing is not None
@@ -265,9 +276,28 @@ class ManagerRole:
             try:
                 await server.run()
             except HivemeshError as error:
+                if str(error) != self.error:
+                    log.error("%s", error)
                 self.error = str(error)
-                log.error("%s", error)
+            except Unsteady:
+                if await self._is_outcast():
+                    log.warning("the other managers go on without this one's part of the store: giving it up")
+                    await server.stop()
+                    server.forget()
+                    self._lost.set()
             await asyncio.sleep(RETRY)
+
+    async def _is_outcast(self) -> bool:
+        """Others say that our server is no member: it was removed while it, or this daemon, was away."""
+        try:
+            return self._me not in await membership.store_members(self._identity())
+        except HivemeshError as error:
+            log.info("cannot ask whether this manager is still one: %s", error)
+            return False
+
+    async def _until_lost(self) -> None:
+        await self._lost.wait()
+        raise Unavailable("this manager's part of the store was removed by the others")
 
     # --- opening the store ----------------------------------------------------------------------------------------
 
@@ -291,6 +321,7 @@ class ManagerRole:
         while True:
             try:
                 opened = await attempt()
+                self._lost.clear()
             except (Unavailable, Forbidden) as error:
                 if str(error) != self.error:
                     log.warning("this manager cannot begin yet: %s", error)

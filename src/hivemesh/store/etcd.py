@@ -53,7 +53,7 @@ PAGE = 250
 """Entries read in one request."""
 CHUNK = 4 << 20
 """Bytes of values written in one request while the store is filled."""
-ATTEMPTS, ATTEMPT_TIMEOUT = 6, 2.0
+ATTEMPTS, ATTEMPT_TIMEOUT = 3, 2.0
 """How often, and for how many seconds each, a commit is asked for while members of etcd come and go."""
 RETRY = (0.05, 1.0)
 """Seconds until a watch that broke is tried again, doubled each time."""

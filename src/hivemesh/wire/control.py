@@ -326,6 +326,12 @@ class ManagerReply(msgspec.Struct, frozen=True, kw_only=True):
         return f"ManagerReply(members={self.members!r})"
 
 
+class MembersReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /v1/members`: the nodes whose servers are members of the store that the answering manager has."""
+
+    nodes: tuple[NodeID, ...]
+
+
 class TellRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/tell`: pass a frame on to a node's session, which the leader has. Answered 204, or 404."""
 
