@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hivemesh.cnm.node import Sandbox, ViewParts
 from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, sandbox_namespace
-from hivemesh.model.addr import Address
+from hivemesh.model.addr import Address, Prefix
 from hivemesh.model.ids import NetworkID
 
 Addresses = frozenset[Address]
@@ -25,28 +25,29 @@ class Departed:
     every: Addresses
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strangers:
+    """What is left in `namespace` from before we looked: connections that lead `within` our networks, and to nobody we
+    know; by UDP, to nobody who serves."""
+
+    namespace: str
+    within: tuple[Prefix, ...]
+    known: Addresses
+    backends: Addresses
+
+
 class Departures:
-    """Compares each view with the one before; after a start, nothing has left yet."""
+    """Compares each view with the one before. What left while nobody looked shows in `strangers`."""
 
     def __init__(self) -> None:
         self._backends: dict[NetworkID, Addresses] = {}
         self._endpoints: dict[NetworkID, Addresses] = {}
+        self._looked_at: frozenset[str] = frozenset()
 
     def since_last(self, view: ViewParts, sandboxes: Collection[Sandbox]) -> list[Departed]:
         """What left since the last call, for each namespace whose connections may lead there."""
-        ingress = next((network.id for network in view.networks.values() if network.ingress), None)
-        backends = {
-            network: frozenset(a for item in items for backend in item.backends for a in backend.addresses)
-            for network, items in view.services.items()
-        }
-        if ingress is not None:
-            backends[ingress] = frozenset(
-                a
-                for item in view.publishes
-                if item.protocol == "udp"
-                for backend in item.backends
-                for a in backend.addresses
-            )
+        ingress = _ingress(view)
+        backends = _backends(view, ingress)
         endpoints = _endpoints(view, sandboxes)
         drained, self._backends = _gone(self._backends, backends), backends
         ended, self._endpoints = _gone(self._endpoints, endpoints), endpoints
@@ -57,6 +58,58 @@ class Departures:
             if udp or every:
                 found.append(Departed(namespace=namespace, udp=udp, every=every))
         return found
+
+    def strangers(self, view: ViewParts, sandboxes: Collection[Sandbox]) -> list[Strangers]:
+        """For each namespace that was not there at the last call. `view` is a manager's, no memory of one."""
+        ingress = _ingress(view)
+        callers = dict(_callers(ingress, sandboxes))
+        fresh, self._looked_at = callers.keys() - self._looked_at, frozenset(callers)
+        if not fresh:
+            return []
+        backends, endpoints = _backends(view, ingress), _endpoints(view, sandboxes)
+        found = []
+        for namespace in sorted(fresh):
+            networks = [view.networks[network] for network in callers[namespace] if network in view.networks]
+            known = {a for network in networks for a in endpoints.get(network.id, ())}
+            # Tasks of this node, their sandboxes perhaps yet to be asked for, and plain containers anywhere
+            known |= {
+                interface.ip
+                for item in view.tasks.values()
+                if not item.task.status.state.dead
+                for attachment in item.task.attachments
+                for interface in attachment.addresses
+            }
+            known |= {a for network in networks for item in view.endpoints.get(network.id, ()) for a in item.addresses}
+            found.append(
+                Strangers(
+                    namespace=namespace,
+                    within=tuple(subnet.prefix for network in networks for subnet in network.subnets),
+                    known=frozenset(known),
+                    backends=_NONE.union(*(backends.get(network.id, _NONE) for network in networks)),
+                )
+            )
+        return found
+
+
+def _ingress(view: ViewParts) -> NetworkID | None:
+    return next((network.id for network in view.networks.values() if network.ingress), None)
+
+
+def _backends(view: ViewParts, ingress: NetworkID | None) -> dict[NetworkID, Addresses]:
+    """Who serves; of published ports only by UDP."""
+    found = {
+        network: frozenset(a for item in items for backend in item.backends for a in backend.addresses)
+        for network, items in view.services.items()
+    }
+    if ingress is not None:
+        found[ingress] = frozenset(
+            a
+            for item in view.publishes
+            if item.protocol == "udp"
+            for backend in item.backends
+            for a in backend.addresses
+        )
+    return found
 
 
 def _gone(before: dict[NetworkID, Addresses], now: dict[NetworkID, Addresses]) -> dict[NetworkID, Addresses]:

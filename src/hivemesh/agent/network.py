@@ -121,6 +121,7 @@ class NodeNetwork:
         self._applied: dict[str, NamespacePlan] = {}
         self._failures: dict[str, tuple[str, ...]] = {}
         self._departures = Departures()
+        self._managers_spoke = False
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wake = asyncio.Event()
         self._passed = asyncio.Condition()
@@ -190,6 +191,9 @@ class NodeNetwork:
         for sandbox in wired:
             pending += await self._ensure(self._planner.sandbox(sandbox, facts, view.services))
         await self._forget_connections(view)
+        if sweep or self._managers_spoke:
+            self._managers_spoke = True
+            await self._forget_strangers(view)
         self._planner.keep(view, self._sandboxes.values())
         self._names.know(names_on(self._local.in_kernel, list(self._local.holders)))
         self._names.follow(view, all_known=sweep)
@@ -285,6 +289,24 @@ class NodeNetwork:
         """Nobody goes on talking to a backend that left: after the rules say so, for the next packet asks them."""
         for departed in self._departures.since_last(view, self._sandboxes.values()):
             await self._forget(departed.namespace, udp=departed.udp, every=departed.every)
+
+    async def _forget_strangers(self, view: ViewParts) -> None:
+        """Of what an earlier daemon left: whoever departed since then."""
+        for left in self._departures.strangers(view, self._sandboxes.values()):
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    count = await self._in_thread(
+                        conntrack.forget_strangers,
+                        left.namespace,
+                        left.within,
+                        known=left.known,
+                        backends=left.backends,
+                    )
+                except OSError as error:
+                    log.warning("cannot forget connections of %s to whoever left before: %s", left.namespace, error)
+                    continue
+                if count:
+                    log.info("%s: forgot %d connections to tasks that left before we looked", left.namespace, count)
 
     async def _forget(self, namespace: str, *, udp: Collection[Address], every: Collection[Address] = ()) -> None:
         with contextlib.suppress(FileNotFoundError):

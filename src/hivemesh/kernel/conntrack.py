@@ -12,10 +12,11 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from hivemesh.kernel.sockets import close_netlink, open_netlink
-from hivemesh.model.addr import Address
+from hivemesh.model.addr import Address, Prefix
 from hivemesh.wire.netlink import ACK, DONE, DUMP, ERROR, NESTED, attribute, attributes, error_of, pack, replies
 
 _NETLINK_NETFILTER = 12
@@ -34,6 +35,40 @@ def forget(namespace: str, *, udp: Collection[Address] = (), every: Collection[A
     Returns how many. Where nothing is tracked it costs one question. Raises `FileNotFoundError` when there is no such
     namespace, `OSError` when the kernel refuses.
     """
+    of_udp, of_every = set(udp), set(every)
+    versions = {address.version for address in of_udp | of_every}
+    return _forget(
+        namespace,
+        versions,
+        lambda entry: entry.source in of_every or (entry.source in of_udp and entry.protocol == socket.IPPROTO_UDP),
+    )
+
+
+def forget_strangers(
+    namespace: str, within: Collection[Prefix], *, known: Collection[Address], backends: Collection[Address]
+) -> int:
+    """Delete the entries of `namespace` whose replies come from `within`, but from no address in `known`; and by UDP,
+    where somebody translated the destination, from none in `backends`. Returns and raises what `forget` does."""
+
+    def is_strange(entry: _Entry) -> bool:
+        if entry.source is None or not any(entry.source in prefix for prefix in within):
+            return False
+        translated = entry.protocol == socket.IPPROTO_UDP and entry.destination != entry.source
+        return entry.source not in known or (translated and entry.source not in backends)
+
+    return _forget(namespace, {prefix.version for prefix in within}, is_strange)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Protocol number, where the client sent it, and where the replies come from."""
+
+    protocol: int
+    destination: Address | None
+    source: Address | None
+
+
+def _forget(namespace: str, versions: Collection[int], is_doomed: Callable[[_Entry], bool]) -> int:
     sock = open_netlink(namespace, _NETLINK_NETFILTER)
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
@@ -42,9 +77,7 @@ def forget(namespace: str, *, udp: Collection[Address] = (), every: Collection[A
             return 0
         count = 0
         for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-            of_udp = {address for address in udp if address.version == version}
-            of_every = {address for address in every if address.version == version}
-            doomed = _find(sock, family, of_udp, of_every) if of_udp or of_every else []
+            doomed = _find(sock, family, is_doomed) if version in versions else []
             for start in range(0, len(doomed), _BATCH):
                 _delete(sock, doomed[start : start + _BATCH])
             count += len(doomed)
@@ -68,16 +101,19 @@ def _tracked(sock: socket.socket) -> int:
     raise OSError(errno.EPROTO, "conntrack did not tell how many connections it tracks")
 
 
-def _reply_source(attrs: dict[int, bytes]) -> tuple[int, Address | None]:
-    """Protocol number and source address of the reply direction: the backend that answers."""
-    reply = attributes(attrs.get(_REPLY, b""))
-    addresses = attributes(reply.get(_IP, b""))
-    packed = addresses.get(1, addresses.get(3, b""))
+def _entry(attrs: dict[int, bytes]) -> _Entry:
+    original, reply = attributes(attrs.get(_ORIGINAL, b"")), attributes(attrs.get(_REPLY, b""))
     protocol = attributes(reply.get(_PROTOCOL, b"")).get(1, b"\0")[0]
-    return protocol, ipaddress.ip_address(packed) if packed else None
+    return _Entry(protocol, _address(original, 2, 4), _address(reply, 1, 3))
 
 
-def _find(sock: socket.socket, family: int, udp: set[Address], every: set[Address]) -> list[bytes]:
+def _address(tuple_: dict[int, bytes], of_v4: int, of_v6: int) -> Address | None:
+    addresses = attributes(tuple_.get(_IP, b""))
+    packed = addresses.get(of_v4, addresses.get(of_v6, b""))
+    return ipaddress.ip_address(packed) if packed else None
+
+
+def _find(sock: socket.socket, family: int, is_doomed: Callable[[_Entry], bool]) -> list[bytes]:
     """The deletions to ask for."""
     sock.send(pack(_GET, DUMP, 1, _head(family)))
     doomed: list[bytes] = []
@@ -89,8 +125,7 @@ def _find(sock: socket.socket, family: int, udp: set[Address], every: set[Addres
                 code, words = error_of(reply)
                 raise OSError(code, words or os.strerror(code))
             attrs = attributes(reply.body, 4)
-            protocol, source = _reply_source(attrs)
-            if source in every or (source in udp and protocol == socket.IPPROTO_UDP):
+            if is_doomed(_entry(attrs)):
                 # the id makes sure that it is this entry and no later one between the same ends
                 parts = [attribute(_ORIGINAL | NESTED, attrs[_ORIGINAL])]
                 parts += [attribute(kind, attrs[kind]) for kind in (_ID, _ZONE) if kind in attrs]

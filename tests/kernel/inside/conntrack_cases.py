@@ -3,7 +3,7 @@
 import socket
 import subprocess
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -99,6 +99,26 @@ def test_everything_of_an_address_that_is_gone_is_forgotten_also_tcp(box: str, v
     assert conntrack.forget(box, every=[ip_address(gone)]) == 4
     assert len(entries()) == others - 4
     assert not any(" tcp " in line for line in entries())
+
+
+@pytest.mark.parametrize(
+    ("virtual", "one", "two", "within"),
+    [("10.9.9.9", "10.9.0.1", "10.9.0.2", "10.9.0.0/24"), ("fd09:9::9", "fd09::1", "fd09::2", "fd09::/64")],
+)
+def test_strangers_in_our_networks_are_forgotten_and_those_we_know_stay(
+    box: str, virtual: str, one: str, two: str, within: str
+) -> None:
+    send(virtual, 1, range(20_000, 20_003))  # to a backend that serves
+    send(virtual, 2, range(20_000, 20_004))  # to one that is here, and drains
+    send(two, 9, range(21_000, 21_002))  # by its own address
+    connect(two, 7)
+    known = [ip_address(one), ip_address(two)]
+    prefix = [ip_network(within)]
+    assert conntrack.forget_strangers(box, prefix, known=known, backends=known) == 0
+    assert conntrack.forget_strangers(box, prefix, known=known, backends=known[:1]) == 4
+    assert conntrack.forget_strangers(box, [ip_network("192.0.2.0/24")], known=[], backends=[]) == 0
+    assert conntrack.forget_strangers(box, prefix, known=known[:1], backends=known[:1]) == 3
+    assert len([line for line in entries() if " udp " in line]) == 3
 
 
 def test_missing_namespace_is_an_error_that_says_so() -> None:

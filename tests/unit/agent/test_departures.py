@@ -2,17 +2,23 @@
 
 import ipaddress
 
-from hivemesh.agent.departures import Departed, Departures
+from hivemesh.agent.departures import Departed, Departures, Strangers
 from hivemesh.cnm.node import Sandbox, ViewParts
 from hivemesh.model.addr import MAC, VNI, Address
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
+from hivemesh.model.network import Subnet
 from hivemesh.model.service import TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import Backend, NetworkItem, PeerItem, PublishItem, ServiceItem
 
 INGRESS, USER = NetworkID("ingress"), NetworkID("user")
+SUBNETS = {
+    n: Subnet(prefix=ipaddress.ip_network(f"10.0.{third}.0/24"), gateway=ipaddress.ip_address(f"10.0.{third}.1"))
+    for third, n in enumerate((INGRESS, USER))
+}
 NETWORKS = {
-    n: NetworkItem(id=n, name=n, vni=VNI(4096), port=4789, subnets=(), ingress=n == INGRESS) for n in (INGRESS, USER)
+    n: NetworkItem(id=n, name=n, vni=VNI(4096), port=4789, subnets=(SUBNETS[n],), ingress=n == INGRESS)
+    for n in (INGRESS, USER)
 }
 
 
@@ -109,3 +115,22 @@ def test_published_udp_port_is_forgotten_in_the_ingress_sandbox_and_tcp_drains()
     assert found == Departed(namespace="ingress_sbox", udp=frozenset({ip(1, INGRESS)}), every=frozenset())
     departures.since_last(view(published=(1, 2), protocol="tcp"), HERE)
     assert departures.since_last(view(published=(2,), protocol="tcp"), HERE) == []
+
+
+def test_strangers_are_looked_for_once_in_each_namespace_and_again_in_a_new_one() -> None:
+    departures = Departures()
+    now = view(peers=(1, 2), backends=(2,), published=(7,))
+    ingress, caller = departures.strangers(now, HERE)[::-1]
+    assert (ingress.namespace, ingress.within, ingress.backends) == (
+        "ingress_sbox", (ipaddress.ip_network("10.0.0.0/24"),), frozenset({ip(7, INGRESS)})
+    )  # fmt: skip
+    assert caller == Strangers(
+        namespace="caller",
+        within=(ipaddress.ip_network("10.0.1.0/24"),),
+        known=frozenset({ip(1), ip(2), ip(9)}),
+        backends=frozenset({ip(2)}),
+    )
+    assert departures.strangers(now, HERE) == []
+    assert [left.namespace for left in departures.strangers(now, [*HERE, sandbox("late", 8)])] == ["late"]
+    departures.strangers(now, HERE)
+    assert [left.namespace for left in departures.strangers(now, [*HERE, sandbox("late", 8)])] == ["late"]
