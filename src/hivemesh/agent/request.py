@@ -28,7 +28,7 @@ def container_request(task: Task, netns: str, hostname: str) -> ContainerRequest
         name=task.name,
         spec=spec,
         resources=task.spec.resources,
-        log_driver=task.spec.log_driver,
+        log_driver=task.spec.log_driver or task.log_driver,
         labels={
             **spec.labels,
             "com.docker.swarm.task": "",

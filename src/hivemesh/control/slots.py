@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from hivemesh.control import constraints
+from hivemesh.model.cluster import Cluster
+from hivemesh.model.container import LogDriver
 from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.node import Node
 from hivemesh.model.service import Service
@@ -59,6 +61,7 @@ class ServiceTasks:
                 slot=slot.number,
                 node_id=slot.node,
                 spec=service.spec.task_template,
+                log_driver=self._default_log_driver(),
                 spec_version=service.spec_version,
                 iteration=service.iteration,
                 created=self.now,
@@ -68,6 +71,11 @@ class ServiceTasks:
                 start_after=start_after,
             )
         )
+
+    def _default_log_driver(self) -> LogDriver | None:
+        if self.service.spec.task_template.log_driver is not None:
+            return None
+        return next((cluster.spec.task_defaults.log_driver for cluster in self.tx.all(Cluster)), None)
 
     def replace(self, slot: Slot, old: Task, delay: float) -> None:
         """The old one goes, its successor waits for its turn."""

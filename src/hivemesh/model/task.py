@@ -5,6 +5,7 @@ from enum import IntEnum
 import msgspec
 
 from hivemesh.model.addr import MAC, Interface
+from hivemesh.model.container import LogDriver
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.local import Local
@@ -81,6 +82,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     doors: tuple[Door, ...] = ()  # likewise
     attachments: tuple[Attachment, ...] = ()  # ingress first, then as the spec lists them
     generic: tuple[GenericResource, ...] = ()  # what it got of its node's generic resources
+    log_driver: LogDriver | None = None  # of a task whose spec names none: the swarm's as of when it was made
     evicted: bool = False  # its node no longer fits: it runs until it was stopped, and is rejected then
     start_after: float = 0.0  # unix seconds; a restarted slot waits for its delay
     started: float = 0.0  # when it was first reported running, unix seconds

@@ -5,9 +5,20 @@ from ipaddress import ip_network
 import msgspec
 import pytest
 from world import FAKE_CA, World
+from world import spec as service_spec
 
+from hivemesh.agent.request import container_request
 from hivemesh.control import swarm
-from hivemesh.model.cluster import CAConfig, Dispatcher, Orchestration, Renewal, SwarmSpec
+from hivemesh.model.cluster import (
+    CAConfig,
+    Dispatcher,
+    EncryptionConfig,
+    Orchestration,
+    Renewal,
+    SwarmSpec,
+    TaskDefaults,
+)
+from hivemesh.model.container import LogDriver
 from hivemesh.model.errors import Invalid, OutOfSequence
 from hivemesh.pki import Authority, JoinToken, ca_digest
 
@@ -95,3 +106,46 @@ def test_rotating_one_token_keeps_the_other() -> None:
     assert after.manager_token == before.manager_token
     assert after.worker_token != before.worker_token
     assert JoinToken.parse(after.worker_token).digest == ca_digest(authority.certificate)
+
+
+def test_the_swarms_log_driver_is_that_of_new_tasks_that_name_none() -> None:
+    world = World(1)
+    driver, own = LogDriver(name="journald"), LogDriver(name="none")
+    spec = msgspec.structs.replace(world.view.cluster.spec, task_defaults=TaskDefaults(log_driver=driver))
+    world.change(lambda tx: swarm.update(tx, tx.cluster.version, spec, world.now))
+    asked = service_spec("special", 1)
+    template = msgspec.structs.replace(asked.task_template, log_driver=own)
+    special = world.create(msgspec.structs.replace(asked, task_template=template))
+    plain = world.create(service_spec("plain", 1))
+    (first,), (second,) = world.view.tasks_of(plain.id), world.view.tasks_of(special.id)
+    assert container_request(first, "/netns", "host").log_driver == driver
+    assert container_request(second, "/netns", "host").log_driver == own
+    world.change(lambda tx: swarm.update(tx, tx.cluster.version, SwarmSpec(), world.now))
+    assert [task.id for task in world.view.tasks_of(plain.id)] == [first.id]
+
+
+def test_zero_heartbeat_means_the_default_and_a_tiny_one_is_refused() -> None:
+    world = World(1)
+    world.change(
+        lambda tx: swarm.update(tx, tx.cluster.version, SwarmSpec(dispatcher=Dispatcher(heartbeat_period=0)), world.now)
+    )
+    assert world.view.cluster.spec.dispatcher == Dispatcher()
+    with pytest.raises(Invalid, match="100ms or more"):
+        swarm.check_spec(SwarmSpec(dispatcher=Dispatcher(heartbeat_period=1)))
+
+
+def test_the_unlock_key_is_there_while_managers_lock() -> None:
+    world = World(1)
+    locking = SwarmSpec(encryption_config=EncryptionConfig(auto_lock_managers=True))
+
+    def update(spec: SwarmSpec, *, anew: bool = False) -> str:
+        world.change(lambda tx: swarm.update(tx, tx.cluster.version, spec, world.now, Renewal(unlock_key=anew)))
+        return world.view.cluster.unlock_key
+
+    assert world.view.cluster.unlock_key == ""
+    assert update(SwarmSpec(), anew=True) == ""
+    first = update(locking)
+    assert first.startswith("SWMKEY-1-")
+    assert update(locking) == first
+    assert update(locking, anew=True) not in ("", first)
+    assert update(SwarmSpec()) == ""
