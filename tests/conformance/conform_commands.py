@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from conform_rig import GONE, Row
+from conform_rig import GONE, LEFT, Row
 
 CONTAINER = "Spec.TaskTemplate.ContainerSpec."
 TEMPLATE = "Spec.TaskTemplate."
@@ -299,7 +299,6 @@ NODES = (
         refused=("This node is not a swarm manager. Worker nodes",)),
 )  # fmt: skip
 
-LEFT = ("POST /swarm/leave?force=1",)
 SWARM = (
     Row(group="docker swarm", line="docker swarm join-token worker", says=("docker swarm join --token",)),
     Row(group="docker swarm", line="docker swarm join-token --quiet manager", says=("SWMTKN-1-",)),
@@ -323,6 +322,8 @@ SWARM = (
         node="n3", effects={"/swarm DefaultAddrPool": ["10.60.0.0/16"], "/swarm SubnetSize": 26,
                             "/swarm DataPathPort": 5789}, after=LEFT),
     Row(group="docker swarm", line="docker swarm init --advertise-addr eth9", node="n3", refused=("eth9",)),
+    Row(group="docker swarm", line="docker swarm join --token TOKEN MANAGER", node="n3",
+        says=("This node joined a swarm as a worker",), after=(*LEFT, "n1: DELETE /nodes/n3?force=1")),
     Row(group="docker swarm", line="docker swarm join --token nonsense MANAGER", node="n3",
         refused=("invalid join token",)),
     Row(group="docker swarm", line="docker swarm leave", node="n3", refused=("This node is not part of a swarm",)),

@@ -4,7 +4,7 @@ import io
 import tarfile
 from typing import Any
 
-from conform_rig import IMAGE, Row
+from conform_rig import GONE, IMAGE, LEFT, Row
 
 from hivemesh.api.operations import OPERATIONS
 
@@ -49,20 +49,26 @@ ENDPOINTS = (
     ask("GET /hivemesh/drift", says=("Differences",)),
     ask("GET /system/df", says=("Volumes",)),
     ask("GET /plugins"),
-    ask("POST /swarm/init", body={"ListenAddr": "0.0.0.0:2377"}, refused=("already part of a swarm",), status=503),
-    ask("POST /swarm/join", body={"RemoteAddrs": ["MANAGER"]}, refused=("already part of a swarm",), status=503),
-    ask("POST /swarm/leave", refused=("force",), status=503),
+    ask("POST /swarm/init", body={"AdvertiseAddr": "eth0", "ListenAddr": "0.0.0.0:2377"}, node="n3",
+        effects={"/info Swarm.ControlAvailable": True}, after=LEFT),
+    ask("POST /swarm/join", body={"RemoteAddrs": ["MANAGER"], "JoinToken": "TOKEN"}, node="n3",
+        effects={"/info Swarm.LocalNodeState": "active"}, after=(*LEFT, "n1: DELETE /nodes/n3?force=1")),
+    ask("POST /swarm/leave", "/swarm/leave?force=1", node="n3",
+        before=("docker swarm init --advertise-addr eth0",), effects={"/info Swarm.LocalNodeState": "inactive"}),
     ask("GET /swarm", says=("JoinTokens",)),
-    ask("POST /swarm/update", "/swarm/update?version=1", body={"Name": "default"}, refused=("update out of sequence",)),
+    ask("POST /swarm/update", "/swarm/update?version=@/swarm", body={"Name": "default", "Labels": {"a": "b"}},
+        effects={"/swarm Spec.Labels": {"a": "b"}}),
     ask("GET /swarm/unlockkey", says=("UnlockKey",)),
     ask("POST /swarm/unlock", body={"UnlockKey": "x"}, refused=("swarm is not locked",), status=409),
     ask("GET /hivemesh/swarm/snapshot"),
     ask("POST /hivemesh/swarm/snapshot", body=b"nothing", refused=("already part of a swarm",), status=503),
     ask("GET /nodes", says=("n1", "n2")),
     ask("GET /nodes/{ref}", "/nodes/n2", says=('"Role":"worker"',)),
-    ask("DELETE /nodes/{ref}", "/nodes/n2", refused=("is not down and can't be removed",), status=400),
-    ask("POST /nodes/{ref}/update", "/nodes/NODE/update?version=0", body={"Role": "worker", "Availability": "active"},
-        refused=("update out of sequence",)),
+    ask("DELETE /nodes/{ref}", "/nodes/n3?force=1", effects={"/nodes/n3": GONE},
+        before=("n3: docker swarm join --token TOKEN MANAGER", "n3: POST /swarm/leave?force=1")),
+    ask("POST /nodes/{ref}/update", "/nodes/NODE/update?version=@/nodes/n2",
+        body={"Role": "worker", "Availability": "active", "Labels": {"a": "b"}},
+        effects={"/nodes/n2 Spec.Labels": {"a": "b"}}),
     ask("GET /services", says=('"web"',)),
     ask("POST /services/create", body=JSON_SERVICE, effects={"/services/t-1 Spec.Mode.Replicated.Replicas": 0}),
     ask("GET /services/{ref}", "/services/web?insertDefaults=1", says=('"Order":"stop-first"',)),
@@ -181,8 +187,12 @@ HOST = {"TargetPort": 80, "PublishedPort": 8130, "PublishMode": "host"}
 INGRESS = {"TargetPort": 80, "PublishedPort": 8130}
 FILE = {"Name": "x", "UID": "0", "GID": "0", "Mode": 292}
 REFUSALS = (
+    bad("second swarm", "POST /swarm/init", {"ListenAddr": "0.0.0.0:2377"}, 503, "already part of a swarm"),
+    bad("second swarm to join", "POST /swarm/join", {"RemoteAddrs": ["x"]}, 503, "already part of a swarm"),
+    bad("the only manager leaves", "POST /swarm/leave", None, 503, "force"),
+    bad("a node that is up is removed", "DELETE /nodes/{ref}", None, 400, "is not down", target="/nodes/n2"),
     service("service name with a space", 400, "a b", Name="a b"),
-    service("service name of 64 characters", 400, "63", Name="a" * 64),
+    service("service name of 64 characters", 400, "63", Name="w" * 64),
     service("service without image", 400, "image", Container={"Image": ""}),
     service("image that is no reference", 400, "UPPER CASE", Container={"Image": "UPPER CASE"}),
     service("two modes", 400, "only one service mode", Mode={"Global": {}, "Replicated": {"Replicas": 1}}),

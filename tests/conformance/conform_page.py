@@ -28,7 +28,9 @@ def page(board: Board) -> str:
     parts = [HEAD, "\n## Commands\n"]
     for group, rows in groupby(COMMANDS, lambda row: row.group):
         parts += [f"\n### {group}\n\n| Command | |\n|---|---|\n", *_lines(board, rows, old)]
-    parts.append("\n## Endpoints\n\nWith and without a version before the path.\n")
+    parts.append(
+        "\n## Endpoints\n\nWith and without a version before the path. `exec` and `attach` were\nasked for what is not there; the commands above use them.\n"
+    )
     for group, rows in groupby(sorted(ENDPOINTS, key=lambda row: row.group), lambda row: row.group):
         parts += [f"\n### {group}\n\n| Endpoint | |\n|---|---|\n", *_lines(board, rows, old)]
     parts.append("\n## Bad input\n\nWhat client libraries pass on unchecked.\n\n| What | Answer |\n|---|---|\n")

@@ -29,7 +29,9 @@ from hivemesh.lab.node import Node
 IMAGE = "localhost/whoami"
 PORT = 8100
 PATIENCE = 40.0
-OURS = {f"{operation.method} {operation.path}" for operation in OPERATIONS if not operation.engine}
+OURS = {f"{operation.method} {operation.path}" for operation in OPERATIONS if not operation.engine} | {"GET /nosuch"}
+LEFT = ("POST /swarm/leave?force=1",)
+ENGINES_WORDS = re.compile(r"no such container|no such exec|image not known|container state improper")
 GONE = "GONE"
 """As an effect: the object is not there."""
 
@@ -121,9 +123,12 @@ class Board:
         """Remove what the row made, whatever it was."""
         first = self.lab.nodes[0]
         for line in row.after:
-            self._perform(Row(group="", line=line, node=row.node))
+            self._perform(_beside(row, line))
         if row.node != "n1":
             return
+        if "--availability" in row.line:  # tasks have moved
+            await_tasks(self.lab, "web", 2)
+            await_tasks(self.lab, "agent", 2)
         if row.group in ("Containers", "container"):
             for found in first.api("GET", "/containers/json?all=1"):
                 if "t-1" in [name.strip("/") for name in found["Names"]]:
@@ -154,10 +159,12 @@ class Board:
     def _run(self, row: Row) -> Outcome:
         try:
             for line in row.before:
-                said = self._perform(Row(group="", line=line, node=row.node))
-                assert said.code in (0, 200, 201, 204), f"{line}: {said}"
-            said = self._perform(row)
-            return self._judge(row, said)
+                said = self._perform(_beside(row, line))
+                if said.code not in (0, 200, 201, 204):
+                    return Outcome("unknown", f"{line}: {said}")
+            return self._judge(row, self._perform(row))
+        except subprocess.TimeoutExpired as error:
+            return Outcome("no end", str(error))
         finally:
             self.restore(row)
 
@@ -204,8 +211,11 @@ class Board:
         """The words of a refusal, without what differs from run to run. Those of the docker command are its own."""
         text = said.err.strip()
         if not row.line.startswith("docker "):
-            return f"{said.code}: {self._plain(text)}"
+            ours = row.template in OURS or not row.template.strip()
+            return f"{said.code}: {self._plain(text)}" if ours else f"{said.code}, in the engine's words"
         told = re.search(r"(?:Error response from daemon: |\(HTTP code \d+\) )(.*)", text)
+        if told and ENGINES_WORDS.search(told[1]):
+            return "refused in the engine's words"
         return self._plain(told[1]) if told else "refused by the docker command itself"
 
     def _plain(self, text: str) -> str:
@@ -227,7 +237,10 @@ class Board:
         target, _, versioned = target.partition("@")  # an update, of the version that the object at this path has now
         if versioned:
             target += str(node.api("GET", versioned)["Version"]["Index"])
-        return raw(node, method, quote(target, safe="/?=&%:~+,"), row.body)
+        return raw(node, method, quote(target, safe="/?=&%:~+,"), self._body(row.body))
+
+    def _body(self, body: Any) -> Any:
+        return json.loads(self._fill(json.dumps(body))) if isinstance(body, dict) else body
 
     def docker(self, node: Node, *words: str, stdin: str = "") -> Said:
         """docker as its users run it: beside the node, over the node's socket."""
@@ -235,6 +248,16 @@ class Board:
         done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, check=False,
                               timeout=PATIENCE, env=environment, cwd=self.folder)  # fmt: skip
         return Said(done.returncode, done.stdout, done.stderr)
+
+
+def _beside(row: Row, line: str) -> Row:
+    """What goes before or after a row, on its node or on the one that the line begins with."""
+    node, told, rest = line.partition(": ")
+    return (
+        Row(group="", line=rest, node=node)
+        if told and node in ("n1", "n2", "n3")
+        else Row(group="", line=line, node=row.node)
+    )
 
 
 def _inside(value: Any, name: str) -> Any:
