@@ -209,6 +209,8 @@ class EtcdServer:
             "experimental-peer-skip-client-san-verification": "true",  # it may call from another address
             "max-txn-ops": "100000",  # a service of thousands of tasks is one transaction
             "max-request-bytes": str(32 << 20),
+            "heartbeat-interval": "50",  # managers are near each other; failing over takes a few times the election
+            "election-timeout": "500",
             "snapshot-count": "10000",
             "pre-vote": "true",  # one that comes back from a partition ends nobody's term
             "logger": "zap",
