@@ -382,11 +382,12 @@ def test_second_apply_changes_nothing_and_nft_can_list_all(rig: Rig) -> None:
 
 def test_service_that_is_removed_leaves_nothing(rig: Rig) -> None:
     before = rig.tasks, rig.services
-    extra = Placed("gone", 1, 77, lease(12), (port(8099, 80),))
+    ports = (port(8099, 80), port(8099, 7, "sctp"))  # rules for SCTP are understood by every kernel
+    extra = Placed("gone", 1, 77, lease(12), ports)
     node = rig.nodes[1]
     try:
         rig.tasks = [*rig.tasks, extra]
-        rig.services = rig.services | {"gone": (port(8099, 80),)}
+        rig.services = rig.services | {"gone": ports}
         rig.apply()
         node.call(serve, "gone", "tcp", 80, at=extra.sandbox)
         assert servers(rig.client.call(ask, "tcp", address(2, 6), 8099)) == {"gone": 1}

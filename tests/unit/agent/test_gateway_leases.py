@@ -81,3 +81,14 @@ def test_open_host_ports_are_chosen_once(tmp_path: Path) -> None:
     assert leases.host_ports(TaskID("b"), asked)[1].published_port == HOST_PORTS.start + 1
     again = Leases(tmp_path / "leases.json")
     assert again.host_ports(TaskID("a"), asked) == chosen
+
+
+def test_open_host_port_is_none_that_somebody_uses_and_one_target_may_have_two(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / "leases.json")
+    first = HOST_PORTS.start
+    busy = {("tcp", first), ("udp", first + 1), ("tcp", first + 2)}
+    asked = (PortConfig(target_port=80, publish_mode="host"),) * 2
+    leases.acquire(TaskID("a"), facts())
+    chosen = leases.host_ports(TaskID("a"), asked, lambda: busy)
+    assert [port.published_port for port in chosen] == [first + 1, first + 3]
+    assert leases.host_ports(TaskID("a"), asked, lambda: {("tcp", first + 1)}) == chosen, "its own are no trouble"

@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from hivemesh.model.addr import MAC, VNI, Address, Interface, mac_of
 from hivemesh.model.errors import Unavailable
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
-from hivemesh.model.service import PortConfig, TaskSpec
+from hivemesh.model.service import Door, PortConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import Backend, NetworkItem, PeerItem, PublishItem
 from hivemesh.wire.nft import Goto, Map, Table, host_u32, immediate, protocol_port
@@ -239,6 +240,16 @@ def test_without_udp_there_is_neither_a_route_chain_nor_a_mark_rule() -> None:
     assert all(r.source is not None for r in plan.rules)
 
 
+def test_sctp_is_asked_at_the_gateway_address_and_answers_by_its_mark() -> None:
+    ports = (PortConfig(published_port=9, target_port=7, protocol="sctp"),)
+    doors = (Door(protocol="sctp", port=9, number=61000),)
+    made = msgspec.structs.replace(task(attachment(INGRESS, 5), ports=ports), doors=doors)
+    plan = plan_sandbox(made, {INGRESS: network(INGRESS)}, FACTS, LEASE)
+    assert the_map(plan, "sctp_ports").elements == {word(61000): word(7)}
+    assert plan.tables[0].chain("reply") is not None
+    assert {r.family for r in plan.rules if r.mask} == {2, 10}
+
+
 # --- the host --------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +266,26 @@ def test_host_sends_published_ports_to_the_sandbox_also_without_backends() -> No
     assert the_map(plan, "host_ports4").elements == {protocol_port("udp", 5353): bytes([172, 18, 0, 9, 0, 53, 0, 0])}
     assert set(the_map(plan, "vteps4").elements) == {bytes([198, 51, 100, 12])}
     assert set(the_map(plan, "vteps6").elements) == {IPv6Address("fd00::12").packed}
+
+
+def test_host_sends_chosen_addresses_to_the_number_inside_longest_prefix_first() -> None:
+    prefixes = ("198.51.100.11/32", "203.0.113.0/24", "fd00::/64")
+    chosen = tuple(ipaddress.ip_network(text) for text in prefixes)
+    items = [
+        msgspec.structs.replace(publish(8090, 5), addresses=chosen),
+        msgspec.structs.replace(publish(8090, 6), door=61000),
+        msgspec.structs.replace(publish(8091, 6), addresses=()),
+    ]
+    plan = plan_host(FACTS, items, (), (), 4789)
+    inside = bytes([172, 18, 0, 2]) + word(8090) + bytes(2)
+    port = protocol_port("tcp", 8090)
+    assert the_map(plan, "chosen4_32").elements == {IPv4Address("198.51.100.11").packed + port: inside}
+    assert the_map(plan, "chosen4_24").elements == {IPv4Address("203.0.113.0").packed + port: inside}
+    assert set(the_map(plan, "chosen6_64").elements) == {IPv6Address("fd00::").packed + port}
+    assert the_map(plan, "host_ports4").elements == {port: bytes([172, 18, 0, 2]) + word(61000) + bytes(2)}
+    assert not the_map(plan, "published").elements
+    names = [m.name for m in plan.tables[0].maps]
+    assert names.index("chosen4_32") < names.index("chosen4_24")
 
 
 def test_host_settings_follow_the_facts() -> None:
