@@ -20,6 +20,12 @@ the answers differ from what stands here. `yes` means it worked and had its effe
 `IMAGE` is an image, `TASK`, `NODE`, `WEB` are ids; `t-1` is made for the line, the other names are there before. n1
 manages the swarm, n2 works in it, n3 is in none.
 """
+ENDPOINTS_HEAD = """
+## Endpoints
+
+With and without a version before the path. `exec` and `attach` were asked for what is not there; the commands above use
+them.
+"""
 
 
 def page(board: Board) -> str:
@@ -28,9 +34,7 @@ def page(board: Board) -> str:
     parts = [HEAD, "\n## Commands\n"]
     for group, rows in groupby(COMMANDS, lambda row: row.group):
         parts += [f"\n### {group}\n\n| Command | |\n|---|---|\n", *_lines(board, rows, old)]
-    parts.append(
-        "\n## Endpoints\n\nWith and without a version before the path. `exec` and `attach` were\nasked for what is not there; the commands above use them.\n"
-    )
+    parts.append(ENDPOINTS_HEAD)
     for group, rows in groupby(sorted(ENDPOINTS, key=lambda row: row.group), lambda row: row.group):
         parts += [f"\n### {group}\n\n| Endpoint | |\n|---|---|\n", *_lines(board, rows, old)]
     parts.append("\n## Bad input\n\nWhat client libraries pass on unchecked.\n\n| What | Answer |\n|---|---|\n")
