@@ -200,9 +200,9 @@ class EtcdClient:
                         raise _error(line)
                     yield told.result
 
-    async def grant(self, seconds: int) -> int:
+    async def grant(self, seconds: int, timeout: float = CALL_TIMEOUT) -> int:
         """A new lease."""
-        return (await self.call("lease/grant", {"TTL": str(seconds)}, LeaseResponse)).ID
+        return (await self.call("lease/grant", {"TTL": str(seconds)}, LeaseResponse, timeout)).ID
 
     async def keep_alive(self, lease: int, timeout: float) -> bool:
         """False when the lease is over."""

@@ -26,6 +26,8 @@ RENEW_EVERY = 0.4
 """Seconds."""
 STOP_AFTER = 1.6
 """Seconds without a renewal after which a leader stops: less than the lease lasts, which begins when etcd renews it."""
+CALL_TIMEOUT = 1.0
+"""Seconds for a question: one that was asked while etcd itself had no leader may never be answered."""
 RETRY = 0.25
 """Seconds between attempts while etcd does not answer."""
 
@@ -110,11 +112,12 @@ class EtcdElection:
 
     async def _try(self) -> tuple[bool, int]:
         """Take the key if nobody has it, or an earlier life of ours. Whether we have it, and etcd's revision."""
-        lease = await self._client.grant(TTL)
+        lease = await self._client.grant(TTL, CALL_TIMEOUT)
         name = self._me.encode()
-        free = await self._client.txn([written_at(self._key, 0)], [put(self._key, name, lease)], [get(self._key)])
+        take, look = [put(self._key, name, lease)], [get(self._key)]
+        free = await self._client.txn([written_at(self._key, 0)], take, look, CALL_TIMEOUT)
         if not free.succeeded:
-            free = await self._client.txn([has_value(self._key, name)], [put(self._key, name, lease)], [get(self._key)])
+            free = await self._client.txn([has_value(self._key, name)], take, look, CALL_TIMEOUT)
         if free.succeeded:
             self._lease, self.leader = lease, self._me
             return True, free.header.revision
@@ -124,7 +127,7 @@ class EtcdElection:
         return False, free.header.revision
 
     async def _look(self) -> tuple[bool, int]:
-        found = await self._client.call("kv/range", {"key": self._key}, RangeResponse)
+        found = await self._client.call("kv/range", {"key": self._key}, RangeResponse, CALL_TIMEOUT)
         self.leader = NodeID(found.kvs[0].value.decode()) if found.kvs else None
         return False, found.header.revision
 
