@@ -56,8 +56,8 @@ def test_label_says_at_which_addresses_and_nodes_a_port_is_open(lab: Lab) -> Non
     for host in (one.spec.v4.ip, two.spec.v6.ip):
         (answer,) = eventually(lambda host=str(host): curl(lab.client, host, 8095))  # type: ignore[misc]
         assert answer.host == first.host
-    for asker, host in ((lab.client, one.spec.v6.ip), (lab.client, two.spec.v4.ip), (one, "127.0.0.1")):
-        refused(asker, str(host), 8095)
+    for asker, shut in ((lab.client, str(one.spec.v6.ip)), (lab.client, str(two.spec.v4.ip)), (one, "127.0.0.1")):
+        refused(asker, shut, 8095)
     create = ("docker", "service", "create", "--detach", "--publish", "8095:80")
     clash = run_cli(one, *create, IMAGE)
     assert "port '8095' is already in use by service 'first'" in clash.err
