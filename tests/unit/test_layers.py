@@ -10,7 +10,7 @@ ROOT = Path(hivemesh.__file__).parent
 LAYER = {
     "model": 0, "clock": 0, "log": 0,
     "wire": 1, "ipam": 1, "config": 1, "pki": 1,
-    "kernel": 2, "store": 2, "reconcile": 2, "client": 2,
+    "kernel": 2, "store": 2, "reconcile": 2, "client": 2, "registry": 2,
     "dataplane": 3, "dns": 3,
     "cnm": 4, "engine": 4,
     "control": 5, "agent": 5, "trace": 5,

@@ -72,6 +72,10 @@ class Sandboxes(Protocol):
         """
         ...
 
+    def credential(self, task: Task) -> str:
+        """What the registry of its image is shown, `X-Registry-Auth` as a client sent it; empty when nothing is."""
+        ...
+
     def forget_secrets(self, task: TaskID) -> None:
         """The task has ended, and so does what it had in memory."""
         ...
@@ -211,7 +215,7 @@ class Executor:
         """Sandbox and image at the same time, then what the task may know; the path of the sandbox's namespace."""
         wiring = asyncio.ensure_future(self._sandboxes.attach(self.task))
         try:
-            await self._engine.ensure_image(image)
+            await self._engine.ensure_image(image, self._sandboxes.credential(self.task))
             await self._learn_check()
             self._secrets = await self._sandboxes.secrets(self.task, self._hostname)
             return await wiring

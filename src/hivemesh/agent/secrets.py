@@ -16,7 +16,7 @@ from pathlib import Path
 from hivemesh.kernel import memory
 from hivemesh.model import template
 from hivemesh.model.errors import Invalid, Unavailable
-from hivemesh.model.ids import TaskID
+from hivemesh.model.ids import ServiceID, TaskID
 from hivemesh.model.secret import config_path, secret_path
 from hivemesh.model.service import ConfigReference, ContainerSpec, FileTarget, SecretReference
 from hivemesh.model.task import Task
@@ -62,6 +62,11 @@ class TaskSecrets:
             except OSError as error:
                 raise Unavailable(f"cannot keep the secrets of a task in memory: {error}") from error
         return {path: str(directory / str(number)) for number, (path, _) in enumerate(_places(spec))}
+
+    def credential(self, service: ServiceID) -> str:
+        """What a registry is shown for the image of a service, as a client sent it; empty when there is none."""
+        item = self._known.get(f"credential/{service}")
+        return item.data.decode() if item is not None else ""
 
     def remove(self, task: TaskID) -> None:
         """The task has ended."""

@@ -300,6 +300,9 @@ class _Sandboxes:
     async def secrets(self, task: Task, hostname: str) -> dict[str, str]:
         return await self._secrets.provide(task, hostname)
 
+    def credential(self, task: Task) -> str:
+        return self._secrets.credential(task.service_id)
+
     def forget_secrets(self, task: TaskID) -> None:
         self._secrets.remove(task)
 

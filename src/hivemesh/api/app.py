@@ -14,6 +14,7 @@ import hivemesh
 from hivemesh.api import (
     attached,
     containers,
+    distribution,
     events,
     logs,
     networks,
@@ -59,6 +60,7 @@ def create_app(local: LocalNode) -> web.Application:
         snapshots,
         nodes,
         services,
+        distribution,
         logs,
         secrets,
         tasks,

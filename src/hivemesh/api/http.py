@@ -10,7 +10,7 @@ from hivemesh.agent.vault import LOCKED
 from hivemesh.api.errors import INACTIVE, STARTING, WORKER
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import Invalid, Unavailable
-from hivemesh.wire import codec
+from hivemesh.wire import codec, registryauth
 from hivemesh.wire.engine import strict
 
 if TYPE_CHECKING:
@@ -83,6 +83,11 @@ async def changed_spec(request: web.Request) -> Any:
         return body
     said = UPDATE_OPTIONS & request.query.keys()
     return {name: value for name, value in body.items() if name not in said}
+
+
+def credential_of(request: web.Request) -> str:
+    """What the client lets a registry be shown, checked; empty when it says nothing. Raises `Invalid`."""
+    return registryauth.encode(registryauth.decode(request.headers.get("X-Registry-Auth", "")))
 
 
 def flag(request: web.Request, name: str) -> bool:

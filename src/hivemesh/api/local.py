@@ -8,6 +8,7 @@ from hivemesh.clock import Clock
 from hivemesh.engine.api import EngineInfo
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID
+from hivemesh.registry import Registries
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
 
@@ -76,6 +77,11 @@ class LocalNode(Protocol):
     @property
     def local_networks(self) -> "LocalNetworks":
         """The networks of this node alone."""
+        ...
+
+    @property
+    def registries(self) -> Registries:
+        """Who is asked about images."""
         ...
 
     @property

@@ -2,12 +2,13 @@
 
 from aiohttp import web
 
-from hivemesh.api.errors import ApiError, control_plane
+from hivemesh.api.errors import control_plane
 from hivemesh.api.http import (
     answer,
     any_of,
     body_of,
     changed_spec,
+    credential_of,
     filters_of,
     flag,
     labels_match,
@@ -46,7 +47,7 @@ async def create(request: web.Request) -> web.Response:
     manager = manager_of(request)
     spec = requests.service_spec(await body_of(request))
     with control_plane():
-        service = await manager.create_service(spec)
+        service = await manager.create_service(spec, credential_of(request))
     return answer({"ID": service.id, "Warnings": None}, 201)
 
 
@@ -64,8 +65,13 @@ async def update(request: web.Request) -> web.Response:
         raise Invalid(f"unrecognized rollback option {rollback!r}: use previous or none")
     spec = requests.service_spec(await changed_spec(request))
     version = version_of_object(request)
+    source = request.query.get("registryAuthFrom", "")
+    if source not in ("", "spec", "previous-spec"):
+        raise Invalid(f"invalid registryAuthFrom {source!r}: use spec or previous-spec")
     with control_plane():
-        await manager.update_service(request.match_info["ref"], version, spec, rollback=rollback == "previous")
+        await manager.update_service(
+            request.match_info["ref"], version, spec, rollback == "previous", credential_of(request), source
+        )
     return answer({"Warnings": None})
 
 
@@ -75,9 +81,3 @@ async def remove(request: web.Request) -> web.Response:
     with control_plane():
         await manager.remove_service(request.match_info["ref"])
     return web.Response()
-
-
-@routes.get(r"/distribution/{name:.+}/json")
-async def distribution(request: web.Request) -> web.Response:
-    """No registry is asked: nodes pull by the name as written, and the CLI says so in a warning."""
-    raise ApiError(404, f"the digest of {request.match_info['name']} is not looked up: each node pulls it by name")

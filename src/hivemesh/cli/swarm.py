@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from hivemesh.cli import swarmkeys
 from hivemesh.cli.session import asynchronous
 from hivemesh.cli.snapshot import snapshot
 from hivemesh.client import Client
@@ -17,7 +18,8 @@ def swarm() -> None:
     """Enter, leave and configure a swarm."""
 
 
-swarm.add_command(snapshot)
+for command in (snapshot, swarmkeys.update, swarmkeys.ca, swarmkeys.unlock_key, swarmkeys.unlock):
+    swarm.add_command(command)
 
 
 @swarm.command()
@@ -29,6 +31,10 @@ swarm.add_command(snapshot)
 @click.option("--default-addr-pool", multiple=True, metavar="CIDR", help="Range to cut networks from; may be repeated.")
 @click.option("--default-addr-pool-mask-length", default=24, show_default=True, help="Size of each network.")
 @click.option("--availability", type=AVAILABILITY, default="active", show_default=True, help="Of this node.")
+@click.option("--autolock", is_flag=True, help="Managers need a key when they start.")
+@click.option("--task-history-limit", default=5, show_default=True, help="Tasks that are over, kept for each place.")
+@click.option("--dispatcher-heartbeat", type=swarmkeys.Duration(), default="5s", show_default=True, help="Of nodes.")
+@click.option("--cert-expiry", type=swarmkeys.Duration(), default="2160h", show_default=True, help="Of certificates.")
 @asynchronous
 async def init(
     client: Client,
@@ -40,6 +46,10 @@ async def init(
     default_addr_pool: tuple[str, ...],
     default_addr_pool_mask_length: int,
     availability: str,
+    autolock: bool,
+    task_history_limit: int,
+    dispatcher_heartbeat: int,
+    cert_expiry: int,
 ) -> None:
     """Make this machine the first manager of a new swarm.
 
@@ -61,11 +71,20 @@ async def init(
             "SubnetSize": default_addr_pool_mask_length,
             "Availability": availability,
             "ForceNewCluster": force_new_cluster,
+            "AutoLockManagers": autolock,
+            "Spec": {
+                "Orchestration": {"TaskHistoryRetentionLimit": task_history_limit},
+                "Dispatcher": {"HeartbeatPeriod": dispatcher_heartbeat},
+                "CAConfig": {"NodeCertExpiry": cert_expiry},
+                "EncryptionConfig": {"AutoLockManagers": autolock},
+            },
         },
     )
     click.echo(f"Swarm initialized: current node ({node}) is now a manager.\n")
     click.echo("To add a worker to this swarm, run the following command:\n")
     click.echo(f"    {await _join_command(client, 'Worker')}")
+    if autolock:
+        await swarmkeys.show_unlock_key(client)
 
 
 @swarm.command()

@@ -14,6 +14,7 @@ from hivemesh.clock import Clock
 from hivemesh.control import (
     allocator,
     attachments,
+    credentials,
     enforcer,
     insight,
     lookup,
@@ -133,15 +134,43 @@ class Manager:
 
     # --- services
 
-    async def create_service(self, spec: ServiceSpec) -> Service:
-        return await self._change(lambda tx, now: services.create(tx, spec, now, self._new_id()))
+    async def create_service(self, spec: ServiceSpec, credential: str = "") -> Service:
+        """`credential` is what the image's registry is to be shown (`wire.registryauth`)."""
 
-    async def update_service(self, ref: str, version: int, spec: ServiceSpec, rollback: bool = False) -> Service:
-        """Raises `OutOfSequence` unless `version` is the service's. `rollback` returns to the previous spec."""
-        return await self._change(lambda tx, now: services.update(tx, ref, version, spec, now, rollback=rollback))
+        def create(tx: Transaction, now: float) -> Service:
+            created = services.create(tx, spec, now, self._new_id())
+            credentials.keep(tx, created, credential, "")
+            return created
+
+        return await self._change(create)
+
+    async def update_service(
+        self,
+        ref: str,
+        version: int,
+        spec: ServiceSpec,
+        rollback: bool = False,
+        credential: str = "",
+        source: str = "",
+    ) -> Service:
+        """Raises `OutOfSequence` unless `version` is the service's. `rollback` returns to the previous spec; without a
+        `credential`, `source` says which of those known before is used.
+        """
+
+        def update(tx: Transaction, now: float) -> Service:
+            updated = services.update(tx, ref, version, spec, now, rollback=rollback)
+            credentials.keep(tx, updated, credential, source)
+            return updated
+
+        return await self._change(update)
 
     async def remove_service(self, ref: str) -> None:
-        await self._change(lambda tx, now: services.remove(tx, ref))
+        def remove(tx: Transaction, now: float) -> Service:
+            removed = services.remove(tx, ref)
+            credentials.forget(tx, removed)
+            return removed
+
+        await self._change(remove)
 
     def service(self, ref: str) -> Service:
         return lookup.service(self.tables.view, ref)

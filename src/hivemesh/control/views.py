@@ -14,15 +14,17 @@ from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import NetworkID, NodeID, PayloadID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network
 from hivemesh.model.node import Node
-from hivemesh.model.secret import Config, Payload, Secret, payloads_of
+from hivemesh.model.secret import Config, Credential, Payload, Secret, payloads_of
 from hivemesh.model.service import Service
 from hivemesh.model.task import Attachment, Task, TaskState
 from hivemesh.store.tables import View as Store
 from hivemesh.wire.control import (
     AnyItem,
     ConfigItem,
+    CredentialItem,
     NetworkItem,
     NodeItem,
+    PayloadItem,
     PeerItem,
     SecretItem,
     TaskItem,
@@ -31,6 +33,11 @@ from hivemesh.wire.control import (
 )
 
 Peers = Mapping[NetworkID, Mapping[NodeID, Group]]
+ITEM_OF: dict[type[Payload], type[SecretItem | ConfigItem | CredentialItem]] = {
+    Secret: SecretItem,
+    Config: ConfigItem,
+    Credential: CredentialItem,
+}
 Used = tuple[type[Payload], PayloadID]
 EMPTY: Group = {}
 
@@ -202,7 +209,7 @@ class Deriver:
         known = self._payloads
         self._payloads = {
             (type(payload), payload.id): _payload_item(payload, known.get((type(payload), payload.id)))
-            for payload in chain[Secret | Config](store.all(Secret), store.all(Config))
+            for payload in chain[Payload](store.all(Secret), store.all(Config), store.all(Credential))
         }
         given: dict[NodeID, Group] = {}
         for part in self._parts.values():
@@ -248,6 +255,7 @@ def _part(node: Node, assigned: tuple[Task, ...], known: _Part | None, ingress: 
         if not task.status.state.dead:
             joined.update(attachment.network_id for attachment in task.attachments)
             used.update(payloads_of(task.spec.container_spec))
+            used.add((Credential, PayloadID(task.service_id)))
             _add_peers(endpoints, node, task.attachments)
     # A node's address on a user network is only reserved; the ingress sandbox is where one has an interface
     _add_peers(endpoints, node, (a for a in node.attachments if a.network_id in ingress))
@@ -273,12 +281,11 @@ def _add_peers(endpoints: dict[NetworkID, dict[str, AnyItem]], node: Node, attac
         endpoints.setdefault(attachment.network_id, {})[key_of(item)] = item
 
 
-def _payload_item(payload: Secret | Config, known: AnyItem | None) -> AnyItem:
-    """As before, if only labels changed: the data never does."""
-    if isinstance(known, SecretItem | ConfigItem):
+def _payload_item(payload: Payload, known: AnyItem | None) -> AnyItem:
+    """As before, if only labels changed: the data of secrets and configs never does."""
+    if isinstance(known, PayloadItem) and known.data == payload.spec.data:
         return known
-    kind = SecretItem if isinstance(payload, Secret) else ConfigItem
-    return kind(id=payload.id, data=payload.spec.data, templated=payload.spec.templating is not None)
+    return ITEM_OF[type(payload)](id=payload.id, data=payload.spec.data, templated=payload.spec.templating is not None)
 
 
 def _network_item(network: Network, port: int, attachments: Iterable[Attachment]) -> NetworkItem:

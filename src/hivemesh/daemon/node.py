@@ -42,6 +42,7 @@ from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Un
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID
 from hivemesh.model.node import NodeDescription
+from hivemesh.registry import Registries
 from hivemesh.wire.control import View
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
@@ -85,6 +86,7 @@ class Daemon:
         self._worker: Worker | None = None
         self._attached: AttachedContainers | None = None
         self._local = LocalNetworks(config.data_dir / "local", clock)
+        self._registries = Registries()
         self._plain: PlainNode | None = None  # outside a swarm
         self._plain_running: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
@@ -173,6 +175,10 @@ class Daemon:
     @property
     def local_networks(self) -> LocalNetworks:
         return self._local
+
+    @property
+    def registries(self) -> Registries:
+        return self._registries
 
     @property
     def data_dir(self) -> Path:

@@ -95,8 +95,11 @@ class Engine(Protocol):
 
     async def info(self) -> EngineInfo: ...
 
-    async def ensure_image(self, image: str) -> None:
-        """Pull unless it is here. Raises `ImageNotFound` with the engine's reason."""
+    async def ensure_image(self, image: str, credential: str = "") -> None:
+        """Pull unless it is here; `credential` (an `X-Registry-Auth`) is for its registry only.
+
+        Raises `ImageNotFound` with the engine's reason.
+        """
         ...
 
     async def describe(self, image: str) -> ImageFacts:

@@ -92,7 +92,7 @@ class PodmanEngine:
             self._info = EngineInfo(name="podman", version=await self._service.version())
         return self._info
 
-    async def ensure_image(self, image: str) -> None:
+    async def ensure_image(self, image: str, credential: str = "") -> None:
         for reference in (image, docker_reference(image)):
             if await self._has_image(reference):
                 self._references[image] = reference
@@ -103,7 +103,7 @@ class PodmanEngine:
             raise ImageNotFound(words_of(answer.body, answer.status))
         query = {"reference": reference, "policy": "missing", "quiet": "true"}
         try:
-            answer = await self._call("POST", "/images/pull", query=query)
+            answer = await self._call("POST", "/images/pull", query=query, credential=credential)
         except EngineError as error:
             raise ImageNotFound(str(error)) from None
         for line in answer.body.splitlines():
@@ -294,11 +294,13 @@ class PodmanEngine:
         body: Any = None,
         fine: tuple[int, ...] = (),
         keep: int | None = None,
+        credential: str = "",
     ) -> _Answer:
         """Raises `EngineError` with the engine's words unless the status is 2xx or `fine`.
 
         Of the answer `keep` bytes are kept, or all.
         """
+        headers = {"X-Registry-Auth": credential} if credential else None
         for attempt in range(1, ATTEMPTS + 1):
             socket = await self._service.ready()
             if self._session is None:
@@ -307,7 +309,9 @@ class PodmanEngine:
                 timeout = aiohttp.ClientTimeout(total=None)
                 self._session = aiohttp.ClientSession("http://podman", connector=connector, timeout=timeout)
             try:
-                async with self._session.request(method, PREFIX + path, params=query, json=body) as answer:
+                async with self._session.request(
+                    method, PREFIX + path, params=query, json=body, headers=headers
+                ) as answer:
                     content = await answer.read() if keep is None else await _beginning(answer.content, keep)
             except aiohttp.ClientError as error:
                 if attempt == ATTEMPTS:

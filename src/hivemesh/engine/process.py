@@ -134,7 +134,7 @@ class ProcessEngine:
     async def info(self) -> EngineInfo:
         return EngineInfo(name="process", version="1")
 
-    async def ensure_image(self, image: str) -> None:
+    async def ensure_image(self, image: str, credential: str = "") -> None:
         self._command_of(image)
 
     async def describe(self, image: str) -> ImageFacts:

@@ -53,6 +53,14 @@ class Config(Payload, frozen=True, kw_only=True):
     """Its data is shown to whoever may look at services."""
 
 
+class Credential(Payload, frozen=True, kw_only=True):
+    """What a registry wants to see before it gives a service's image (`id` is the service's): the client's
+    `X-Registry-Auth`, as it came. Shown to nobody but the engines of the nodes that run the service.
+    """
+
+    previous: bytes = b""
+
+
 def secret_path(target: FileTarget) -> str:
     """Where a secret stands in the container."""
     return posixpath.normpath(posixpath.join(SECRETS_DIRECTORY, target.name))

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from hivemesh.model.cluster import Cluster
-from hivemesh.model.secret import Config, Secret
+from hivemesh.model.secret import Config, Credential, Secret
 from hivemesh.pki.seal import Seal
 from hivemesh.store.api import Delete, Entry, Event, Expect, Put, Snapshot, Store
 from hivemesh.store.tables import PREFIX
 
-SEALED = tuple(PREFIX[kind] for kind in (Cluster, Secret, Config))
+SEALED = tuple(PREFIX[kind] for kind in (Cluster, Secret, Config, Credential))
 
 
 class SealedStore:

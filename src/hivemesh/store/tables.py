@@ -11,7 +11,7 @@ from hivemesh.model.cluster import Cluster
 from hivemesh.model.errors import Conflict
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
-from hivemesh.model.secret import Config, Secret
+from hivemesh.model.secret import Config, Credential, Secret
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task
 from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Snapshot, Store
@@ -19,9 +19,9 @@ from hivemesh.wire import codec
 
 log = logging.getLogger("hivemesh.store")
 
-T = TypeVar("T", Cluster, Node, Network, Service, Task, Secret, Config)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, Secret, Config, Credential)
 R = TypeVar("R")
-AnyObject = Cluster | Node | Network | Service | Task | Secret | Config
+AnyObject = Cluster | Node | Network | Service | Task | Secret | Config | Credential
 V = TypeVar("V", bound=AnyObject)
 
 PREFIX: dict[type[Any], str] = {
@@ -32,6 +32,7 @@ PREFIX: dict[type[Any], str] = {
     Task: "task/",
     Secret: "secret/",
     Config: "config/",
+    Credential: "credential/",
 }
 KIND = {prefix: kind for kind, prefix in PREFIX.items()}
 ATTEMPTS = 50

@@ -139,8 +139,21 @@ class ConfigItem(PayloadItem, frozen=True, kw_only=True, tag="config"):
     """A config, likewise. Key `config/<id>`."""
 
 
+class CredentialItem(PayloadItem, frozen=True, kw_only=True, tag="credential"):
+    """What the engine shows to the registry of a service's image; `id` is the service's. Key `credential/<id>`."""
+
+
 AnyItem = (
-    NodeItem | NetworkItem | PeerItem | PublishItem | ServiceItem | EndpointItem | TaskItem | SecretItem | ConfigItem
+    NodeItem
+    | NetworkItem
+    | PeerItem
+    | PublishItem
+    | ServiceItem
+    | EndpointItem
+    | TaskItem
+    | SecretItem
+    | ConfigItem
+    | CredentialItem
 )
 View = dict[str, AnyItem]
 
@@ -166,6 +179,8 @@ def key_of(item: AnyItem) -> str:
             return f"secret/{item.id}"
         case ConfigItem():
             return f"config/{item.id}"
+        case CredentialItem():
+            return f"credential/{item.id}"
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):

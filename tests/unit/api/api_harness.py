@@ -24,17 +24,27 @@ from hivemesh.clock import Clock, SystemClock
 from hivemesh.control import swarm
 from hivemesh.control.manager import Manager
 from hivemesh.engine.api import EngineInfo
-from hivemesh.model.errors import Conflict, NotFound
+from hivemesh.model.errors import Conflict, NotFound, Unavailable
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, TaskID, new_id
 from hivemesh.model.node import Trust
 from hivemesh.model.task import Task, TaskState, TaskStatus
+from hivemesh.registry import Reference, Registries
+from hivemesh.registry.client import Image
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
+from hivemesh.wire.registryauth import RegistryAuth
 
 PATIENCE = 20.0
+
+
+class NoRegistries(Registries):
+    """None can be reached."""
+
+    async def describe(self, reference: Reference, auth: RegistryAuth) -> Image:
+        raise Unavailable(f"cannot ask the registry {reference.domain} about {reference}: there is no network")
 
 
 @dataclass
@@ -59,6 +69,7 @@ class Machine:
     running: list[asyncio.Task[None]] = field(default_factory=list)
     store: SqliteStore | None = None
     told: tuple[Insight, ...] = ()  # what a worker hears of networks
+    registries: Registries = field(default_factory=lambda: NoRegistries())
     vault: Vault | None = None  # of a manager that starts locked
     local_networks: LocalNetworks = field(init=False)
 

@@ -15,7 +15,7 @@ from hivemesh.model.cluster import Cluster, SwarmSpec
 from hivemesh.model.ids import ClusterID, EndpointID, NetworkID, NodeID, PayloadID, ServiceID, TaskID
 from hivemesh.model.network import MTU_OPTION, Network, NetworkSpec, Subnet
 from hivemesh.model.node import Node, NodeDescription, NodeSpec
-from hivemesh.model.secret import Config, PayloadSpec, Secret
+from hivemesh.model.secret import Config, Credential, PayloadSpec, Secret
 from hivemesh.model.service import (
     VIP,
     Balance,
@@ -39,6 +39,7 @@ from hivemesh.wire.control import (
     FromManager,
     NetworkItem,
     NodeItem,
+    PayloadItem,
     PeerItem,
     PublishItem,
     SecretItem,
@@ -58,7 +59,9 @@ class FakeStore:
     """As much of a store's view as derivation reads."""
 
     objects: dict[type, dict[str, Any]] = field(
-        default_factory=lambda: {kind: {} for kind in (Cluster, Network, Node, Service, Task, Secret, Config)}
+        default_factory=lambda: {
+            kind: {} for kind in (Cluster, Network, Node, Service, Task, Secret, Config, Credential)
+        }
     )
     revision: int = 1
 
@@ -532,6 +535,24 @@ def test_secret_is_told_to_nodes_with_a_living_task_that_uses_it_and_to_no_other
     after = deriver.of(NodeID("n1"))
     assert after is not None
     assert difference(again, after)[1] == ["secret/used"]
+
+
+def test_credential_of_a_registry_is_told_to_the_nodes_that_run_the_service_alone() -> None:
+    store = FakeStore()
+    task = user_of("used", "t1", "n1", TaskState.ASSIGNED)
+    spec = PayloadSpec(name="web", data=b"first")
+    known = Credential(id=PayloadID(task.service_id), spec=spec)
+    nodes = [Node(id=NodeID(name), spec=NodeSpec(), state="ready") for name in ("n1", "n2")]
+    store.put(Cluster(id=ClusterID("c"), spec=SwarmSpec()), *nodes, known, task)
+    deriver = Deriver()
+    for data in (b"first", b"second"):
+        store.put(msgspec.structs.replace(known, spec=msgspec.structs.replace(spec, data=data)))
+        deriver.update(store.view)
+        here, elsewhere = deriver.of(NodeID("n1")), deriver.of(NodeID("n2"))
+        assert here is not None
+        assert elsewhere is not None
+        assert [item.data for item in here.payloads.values() if isinstance(item, PayloadItem)] == [data]
+        assert not elsewhere.payloads
 
 
 def test_large_secrets_come_in_pieces_after_everything_else() -> None:
