@@ -15,6 +15,7 @@ from aiohttp import web
 from hivemesh.api import passthrough
 from hivemesh.api.http import LOCAL, Filters, any_of, filters_of, labels_match, local_of
 from hivemesh.model.errors import HivemeshError, Invalid
+from hivemesh.model.ids import NodeID
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
 from hivemesh.model.secret import Config, Secret
@@ -22,6 +23,7 @@ from hivemesh.model.service import Service
 from hivemesh.store.api import Event
 from hivemesh.store.tables import PREFIX
 from hivemesh.wire import codec
+from hivemesh.wire.engine import objects
 
 if TYPE_CHECKING:
     from hivemesh.control.manager import Manager  # a worker never loads the managers' part
@@ -51,14 +53,22 @@ KINDS: dict[str, type[Watched]] = {PREFIX[kind]: kind for kind in (Service, Node
 Message = dict[str, Any]
 
 
-def facts(value: Watched) -> dict[str, str]:
+def facts(value: Watched, leader: NodeID | None = None) -> dict[str, str]:
     """What events tell of an object; the pairs that change are shown with their old and new values."""
     match value:
         case Service():
-            container = value.spec.task_template.container_spec
-            return {"image": container.image, "replicas": str(value.spec.replicas)}
+            told = {"image": value.spec.task_template.container_spec.image}
+            if value.spec.mode.name == "replicated":
+                told["replicas"] = str(value.spec.replicas)
+            if value.update_status is not None:
+                told["updatestate"] = value.update_status.state
+            return told
         case Node():
-            return {"availability": value.spec.availability, "role": value.spec.role, "state": value.state}
+            told = {"availability": value.spec.availability, "role": value.spec.role, "state": value.state}
+            if value.manager_addr:
+                told["reachability"] = objects.reachability(value)
+                told["leader"] = str(value.id == leader).lower()
+            return told
         case Network() | Secret() | Config():
             return {}
 
@@ -67,19 +77,26 @@ def name_of(value: Watched) -> str:
     return (value.spec.name or value.description.hostname) if isinstance(value, Node) else value.spec.name
 
 
+Leaders = tuple[NodeID | None, NodeID | None]
+"""Who led before a change, and who leads after it."""
+
+
 def describe(
-    kind: type[Watched], identifier: str, old: Watched | None, new: Watched | None
+    identifier: str, old: Watched | None, new: Watched | None, leaders: Leaders = (None, None)
 ) -> tuple[str, Message] | None:
     """The action and actor for one object's change; None when nothing a user asked for or sees has changed."""
     known = new or old
-    if known is None or (old and new and old.spec == new.spec and facts(old) == facts(new)):
+    if known is None:
         return None
     attributes = {"name": name_of(known)}
     if old and new:
-        before, after = facts(old), facts(new)
-        for key in after:
-            if before[key] != after[key]:
-                attributes |= {f"{key}.old": before[key], f"{key}.new": after[key]}
+        before, after = facts(old, leaders[0]), facts(new, leaders[1])
+        if old.spec == new.spec and before == after:
+            return None
+        for key in after | before:
+            if before.get(key) != after.get(key):
+                attributes |= {f"{key}.old": before[key]} if key in before else {}
+                attributes |= {f"{key}.new": after[key]} if key in after else {}
     action = "create" if old is None else "remove" if new is None else "update"
     return action, {"ID": identifier, "Attributes": attributes}
 
@@ -105,6 +122,7 @@ class Hub:
     def __init__(self) -> None:
         self._manager: Manager | None = None
         self._seen: dict[str, Watched] = {}
+        self._leader: NodeID | None = None
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
         self._readers: set[asyncio.Queue[Message | None]] = set()
 
@@ -115,9 +133,12 @@ class Hub:
 
     def follow(self, manager: "Manager | None") -> None:
         """Watch this manager's commits from now on; called with each request, acts once per manager."""
-        if manager is None or manager is self._manager:
+        if manager is None:
             return
-        self._manager = manager
+        if manager is self._manager:
+            self._see_leader(manager)
+            return
+        self._manager, self._leader = manager, manager.leader
         view = manager.tables.view
         present: list[Watched] = [*view.all(Service), *view.all(Node), *view.all(Network)]
         present += [*view.all(Secret), *view.all(Config)]
@@ -136,8 +157,20 @@ class Hub:
             old = self._seen.pop(event.key, None)
             if new is not None:
                 self._seen[event.key] = new
-            if change := describe(kind, identifier, old, new):
+            if change := describe(identifier, old, new, (self._leader, self._leader)):
                 self._publish(message(kind.__name__.lower(), *change, time.time()))
+        self._see_leader(manager)
+
+    def _see_leader(self, manager: "Manager") -> None:
+        """Another manager leads: nothing in the store tells, but the first commit of the new one comes at once."""
+        leaders = self._leader, manager.leader
+        if leaders[0] == leaders[1] or leaders[1] is None:
+            return
+        self._leader = leaders[1]
+        for identifier in leaders:
+            node = self._seen.get(f"{PREFIX[Node]}{identifier}")
+            if node is not None and (change := describe(node.id, node, node, leaders)):
+                self._publish(message("node", *change, time.time()))
 
     def _publish(self, event: Message) -> None:
         self._backlog.append(event)

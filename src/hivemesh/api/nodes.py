@@ -15,6 +15,7 @@ from hivemesh.api.http import (
     manager_of,
     version_of_object,
 )
+from hivemesh.model.errors import Invalid
 from hivemesh.model.node import Node
 from hivemesh.wire.engine import objects, requests
 
@@ -28,6 +29,10 @@ async def list_nodes(request: web.Request) -> web.Response:
     manager = manager_of(request)
     view = manager.tables.view
     filters = filters_of(request, FILTERS)
+    for name, known in (("role", ("worker", "manager")), ("membership", ("accepted", "pending"))):
+        for value in filters.get(name, ()):
+            if value not in known:
+                raise Invalid(f"Invalid {name} filter: '{value}'")
     found = [node for node in view.all(Node) if _matches(node, filters)]
     found.sort(key=lambda node: (node.created, node.id))
     return answer([objects.node(node, tls.of_node(node, view.cluster), manager.leader) for node in found])

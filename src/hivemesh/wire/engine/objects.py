@@ -210,6 +210,11 @@ def task(value: Task, network: Callable[[NetworkID], Network | None], service: S
 # --- nodes and the swarm ----------------------------------------------------------------------------------------
 
 
+def reachability(value: Node) -> str:
+    """Of a manager."""
+    return "unreachable" if value.state == "down" else "reachable"
+
+
 def node(value: Node, tls: Json, leader: NodeID | None = None) -> Json:
     """A node as `node ls` and `node inspect` show it; `tls` is its `TLSInfo`."""
     about = value.description
@@ -235,7 +240,7 @@ def node(value: Node, tls: Json, leader: NodeID | None = None) -> Json:
     if value.manager_addr:
         answer["ManagerStatus"] = {
             "Leader": value.id == leader,
-            "Reachability": "unreachable" if value.state == "down" else "reachable",
+            "Reachability": reachability(value),
             "Addr": value.manager_addr,
         }
     return answer
