@@ -15,7 +15,7 @@ from hivemesh.clock import Clock
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.ids import NodeID, TaskID
-from hivemesh.model.node import Node, NodeDescription, NodeState
+from hivemesh.model.node import PARTING, Node, NodeDescription, NodeState
 from hivemesh.model.task import Task, TaskStatus
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.control import TaskReport
@@ -109,10 +109,12 @@ class Inbox:
             node = tx.get(Node, node_id)
             if node is None:
                 continue
+            if news.state == "down":
+                told = node.gone_down(news.message, now) if node.state != "down" else node
+            else:
+                told = msgspec.structs.replace(node, state=news.state, message=news.message, lost_at=0.0)
             told = msgspec.structs.replace(
-                node,
-                state=news.state,
-                message=news.message,
+                told,
                 description=news.description or node.description,
                 vtep=news.vtep or node.vtep,
                 addr=node.addr or news.addr,
@@ -154,4 +156,4 @@ def _take_over(tx: Transaction, node: Node, now: float) -> None:
     for other in list(tx.all(Node)):
         if other.id != node.id and other.vtep == node.vtep:
             message = f"its data path address {node.vtep} belongs to node {node.id} now"
-            tx.put(msgspec.structs.replace(other, vtep=None, state="down", message=message, updated=now))
+            tx.put(msgspec.structs.replace(other.gone_down(message, now, PARTING), vtep=None, updated=now))

@@ -31,7 +31,7 @@ def orchestrate(tx: Transaction, now: float, new_id: NewId) -> float | None:
             settled = msgspec.structs.replace(settled, desired=TaskState.REMOVE)
         if settled is not task:
             tx.put(settled)
-    wakes = []
+    wakes = [node.lost_at for node in tx.all(Node) if node.lost_at > now]
     for service in list(tx.all(Service)):
         tasks = ServiceTasks(tx, service, now, new_id)
         if service.spec.is_job:

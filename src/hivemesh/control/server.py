@@ -27,7 +27,7 @@ from hivemesh.model.addr import host_port, parse_host_port
 from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
 from hivemesh.model.ids import NodeID
-from hivemesh.model.node import Node
+from hivemesh.model.node import PARTING, Node
 from hivemesh.pki import LiveContext, Peer, peer_of
 from hivemesh.store.tables import Transaction
 from hivemesh.wire import codec
@@ -196,7 +196,7 @@ class ClusterServer:
             if node is not None:
                 message, now = "the node left the swarm", self._clock.now()
                 spec = msgspec.structs.replace(node.spec, role="worker")
-                tx.put(msgspec.structs.replace(node, spec=spec, state="down", message=message, updated=now))
+                tx.put(msgspec.structs.replace(node.gone_down(message, now, PARTING), spec=spec, updated=now))
             attachments.drop(tx, peer.node_id)
 
         await self._tables.update(mark)

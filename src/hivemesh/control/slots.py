@@ -163,15 +163,24 @@ class ServiceTasks:
 
 
 def settle(tx: Transaction, task: Task, now: float) -> Task:
-    """What no agent will ever report: the end of a task that no node was told of, or whose node is gone."""
+    """What no agent will ever report: the end of a task that no node was told of, or whose node is gone.
+
+    Also of one whose node has been down for so long that nobody waits any more; a plain container's place is kept, for
+    nobody else could be it.
+    """
     if task.status.state.dead:
         return task
-    if task.node_id is not None and tx.get(Node, task.node_id) is None:
-        status = msgspec.structs.replace(
-            task.status, timestamp=now, state=TaskState.ORPHANED, message="orphaned", err="the node was removed"
-        )
+    node = tx.get(Node, task.node_id) if task.node_id is not None else None
+    if task.node_id is not None and node is None:
+        status = _orphaned(task, now, "the node was removed")
+    elif node is not None and not task.attached and 0.0 < node.lost_at <= now:
+        status = _orphaned(task, now, f"the node is down: {node.message}" if node.message else "the node is down")
     elif task.placed or task.desired <= TaskState.RUNNING:
         return task
     else:
         status = TaskStatus(timestamp=now, state=TaskState.SHUTDOWN, message="shutdown before it had a node")
     return msgspec.structs.replace(task, status=status, updated=now)
+
+
+def _orphaned(task: Task, now: float, why: str) -> TaskStatus:
+    return msgspec.structs.replace(task.status, timestamp=now, state=TaskState.ORPHANED, message="orphaned", err=why)

@@ -145,13 +145,17 @@ class Deriver:
         on_node: dict[NodeID, list[Task]] = {}
         of_service: dict[ServiceID, list[Task]] = {}
         attached: list[Task] = []
+        # What runs there may run on, but nobody can say so: nobody is led there. The node itself hears nothing of it
+        down = {node.id for node in store.all(Node) if node.state == "down"}
         for task in store.all(Task):
             if task.node_id is None or task.status.state < TaskState.ASSIGNED:
                 continue
             on_node.setdefault(task.node_id, []).append(task)
-            if task.serving and task.attached:
+            if not task.serving or task.node_id in down:
+                continue
+            if task.attached:
                 attached.append(task)
-            elif task.serving:
+            else:
                 of_service.setdefault(task.service_id, []).append(task)
         self._update_nodes(store, on_node)
         self._update_payloads(store)

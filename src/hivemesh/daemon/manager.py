@@ -370,7 +370,8 @@ class ManagerRole:
             for node in list(tx.all(Node)):
                 if node.id != self._me and node.acting_role == "manager":
                     spec = msgspec.structs.replace(node.spec, role="worker")
-                    tx.put(msgspec.structs.replace(node, spec=spec, manager_addr="", state="down"))
+                    node = node.gone_down("it was lost with the majority of the managers", self._clock.now())
+                    tx.put(msgspec.structs.replace(node, spec=spec, manager_addr=""))
 
         await tables.update(dismiss)
         self._alone = False

@@ -14,6 +14,11 @@ Role = Literal["worker", "manager"]
 Availability = Literal["active", "pause", "drain"]
 NodeState = Literal["unknown", "down", "ready", "disconnected"]
 
+PATIENCE = 24 * 3600.0
+"""Seconds that a node may be down before its tasks are given up, and with them their addresses (Docker's number)."""
+PARTING = 30.0
+"""Seconds that a node has to end its tasks when it leaves."""
+
 
 class NodeSpec(Spec, frozen=True, kw_only=True, omit_defaults=False):
     name: str = ""
@@ -61,8 +66,16 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     addr: str = ""  # as the managers see the node, without port
     state: NodeState = "unknown"
     message: str = ""
+    lost_at: float = 0.0  # while it is down: when its tasks are given up, unix seconds
     manager_addr: str = ""  # host:2377 on managers
     attachments: tuple[Attachment, ...] = ()  # the node's own address on each overlay it takes part in
+
+    def gone_down(self, message: str, now: float, patience: float = PATIENCE) -> "Node":
+        """Down as of now, for the reason `message`; one that was down already gets no more time."""
+        until = now + patience
+        if self.state == "down" and self.lost_at:
+            until = min(until, self.lost_at)
+        return msgspec.structs.replace(self, state="down", message=message, lost_at=until)
 
     @property
     def acting_role(self) -> Role:

@@ -244,8 +244,9 @@ async def test_node_is_down_after_three_missed_heartbeats_and_ready_when_back(tm
         await eventually(lambda: r.node(N2).state == "down")
         assert (r.node(N1).state, r.node(N2).message) == ("ready", "heartbeat failure")
         assert (one.closed, two.closed) == (None, 4408)
+        assert r.node(N2).lost_at == r.node(N2).updated + 24 * 3600
         await r.connect(N2)
-        assert (r.node(N2).state, r.node(N2).message) == ("ready", "")
+        assert (r.node(N2).state, r.node(N2).message, r.node(N2).lost_at) == ("ready", "", 0.0)
 
 
 async def test_broken_session_keeps_the_node_ready_for_its_grace(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hivemesh.model.task import Task, TaskState
 
 RUNNING, FAILED, COMPLETE = TaskState.RUNNING, TaskState.FAILED, TaskState.COMPLETE
 SHUTDOWN, REMOVE, READY = TaskState.SHUTDOWN, TaskState.REMOVE, TaskState.READY
+ORPHANED = TaskState.ORPHANED
 
 
 def test_a_new_service_has_assigned_tasks_in_one_commit() -> None:
@@ -197,6 +198,47 @@ def test_tasks_of_a_lost_node_are_replaced_elsewhere_after_the_delay() -> None:
     world.agents()
     assert world.task(lost).status.state == SHUTDOWN
     assert len([task for task in world.tasks("web") if task.serving]) == 3
+
+
+def test_tasks_of_a_node_that_stays_down_are_given_up_after_a_day_with_their_addresses() -> None:
+    world = World()
+    world.create(spec(replicas=3))
+    world.agents()
+    lost = next(task for task in world.tasks("web") if task.node_id == world.node("n2").id)
+    world.set_node("n2", state="down")
+    world.wait(24 * 3600 - 1)
+    assert world.task(lost).status.state == RUNNING
+    assert world.wake == world.now + 1
+    world.wait(1)
+    status = world.task(lost).status
+    assert (status.state, status.err) == (ORPHANED, "the node is down: heartbeat failure")
+    world.set_node("n2", state="ready")
+    world.report(lost, RUNNING)  # it was given up: the node's word comes too late
+    assert world.task(lost).status.state == ORPHANED
+    world.agents()
+    assert len([task for task in world.tasks("web") if task.serving]) == 3
+
+
+def test_a_node_that_comes_back_in_time_may_go_down_again_for_as_long() -> None:
+    world = World()
+    world.create(spec(replicas=3))
+    world.agents()
+    world.set_node("n2", state="down")
+    world.wait(23 * 3600)
+    world.set_node("n2", state="ready")
+    assert world.node("n2").lost_at == 0.0
+    world.set_node("n2", state="down")
+    world.set_node("n2", state="down")
+    assert world.node("n2").lost_at == world.now + 24 * 3600
+
+
+def test_a_plain_container_keeps_its_place_while_its_node_is_down() -> None:
+    world = World()
+    world.create_network("back")
+    place = world.attach("box", "back", "n2")
+    world.set_node("n2", state="down")
+    world.wait(48 * 3600)
+    assert world.task(place).status.state == RUNNING
 
 
 def test_draining_a_node_moves_its_tasks_at_once() -> None:

@@ -356,6 +356,21 @@ def test_attached_container_is_an_endpoint_and_a_peer_and_nobodys_backend() -> N
     assert f"service/{OTHER}/web" in derive(made.view, NodeID("n2"))  # the container asks, too
 
 
+def test_nobody_is_led_to_what_runs_on_a_node_that_is_down() -> None:
+    tasks = on_other(1, 1), on_other(2, 2), task(3, 1), task(4, 2), container(5, 2)
+    made = store(node(1), node(2, state="down"), named(), service(8090), *tasks)
+    published = derive(made.view, NodeID("n1"))["publish/tcp/8090"]
+    assert isinstance(published, PublishItem)
+    assert [backend.task for backend in published.backends] == ["t3"]
+    made = store(node(1), node(2, state="down"), named(), *tasks)
+    assert [backend.task for backend in the_service(made).backends] == ["t1"]
+    assert f"endpoint/{OTHER}/{OTHER}-t5" not in derive(made.view, NodeID("n1"))
+    assert f"peer/{OTHER}/{OTHER}-t2" in derive(made.view, NodeID("n1"))  # it may only be cut off from us
+    made.put(node(2, state="ready"))
+    assert [backend.task for backend in the_service(made).backends] == ["t1", "t2"]
+    assert f"endpoint/{OTHER}/{OTHER}-t5" in derive(made.view, NodeID("n1"))
+
+
 def test_names_of_a_network_that_did_not_change_are_the_same_objects_for_all() -> None:
     made, deriver = store(node(1), node(2), named(), on_other(1, 1), on_other(2, 2), container(3, 1)), Deriver()
     deriver.update(made.view)

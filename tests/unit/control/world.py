@@ -159,7 +159,12 @@ class World:
         return lookup.node(self.view, name)
 
     def set_node(self, name: str, **changes: object) -> None:
-        self.change(lambda tx: tx.put(msgspec.structs.replace(self.node(name), **changes)))
+        node = self.node(name)
+        if changes.get("state") == "down":
+            node = node.gone_down("heartbeat failure", self.now)
+        elif "state" in changes:
+            changes["lost_at"] = 0.0
+        self.change(lambda tx: tx.put(msgspec.structs.replace(node, **changes)))
 
     def set_spec(self, name: str, **changes: object) -> None:
         self.set_node(name, spec=msgspec.structs.replace(self.node(name).spec, **changes))
