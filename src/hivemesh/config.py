@@ -21,6 +21,7 @@ class DaemonConfig:
     engine: str = "podman"  # or "process"
     process_images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     balancer: Literal["nftables", "ipvs"] = "nftables"
+    socket_balancing: bool = True  # in front of nftables, where the kernel allows it
     store: str = ""  # URL of an etcd cluster that holds the swarm's state; empty: our own
     labels: dict[str, str] = field(default_factory=dict)
     generic: tuple[GenericResource, ...] = ()  # what tasks may take of this node

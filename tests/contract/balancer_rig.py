@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Literal
 
-from mesh_rig import INGRESS, Node, Reply, apply, ask, ask_each, facts_of, run, serve
+from mesh_rig import INGRESS, Node, Reply, apply, ask, ask_each, balance_sockets, facts_of, run, serve
 
 from hivemesh.dataplane.plan import GatewayLease, plan_host, plan_ingress, plan_overlay, plan_sandbox
 from hivemesh.dataplane.plan.balancing import vip_part
@@ -21,7 +21,7 @@ from hivemesh.model.service import Balance, PortConfig, Scheduler, TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import Backend, NetworkItem, PublishItem, ServiceItem
 
-Engine = Literal["nftables", "ipvs"]
+Engine = Literal["nftables", "ipvs", "sockets"]
 Place = Literal["vip", "mesh"]
 
 USER = NetworkID("user00000000000000000000n")
@@ -100,7 +100,8 @@ class Machine:
     """`spread`, then `ask`. The client is a sandbox on the network (vip), or somebody outside (mesh)."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._sockets = engine == "sockets"
+        self._engine: Literal["", "nftables", "ipvs"] = "" if engine == "sockets" else engine
         self._node = Node("machine")
         self._ports = itertools.count(10_000)
 
@@ -108,6 +109,9 @@ class Machine:
         self._node.close()
 
     def start(self) -> None:
+        if self._sockets:
+            lack = self._node.call(balance_sockets)
+            assert not lack, lack
         self._apply(plan_host(_FACTS, self._publishes({}, "rr"), (), (), 4789))
         self._apply(*(plan_overlay(network, _FACTS, ()) for network in _NETWORKS.values()))
         self.spread("vip", {})
@@ -164,7 +168,7 @@ class Machine:
             balance=Balance(scheduler=scheduler, engine=self._engine),
             backends=tuple(_backend(name, USER, weight) for name, weight in weights.items()),
         )
-        part = vip_part([service], self._engine)
+        part = vip_part([service], "nftables", sockets=self._sockets)
         self._apply(plan_sandbox(_TASKS.get(at, _CALLER), _NETWORKS, _FACTS, _lease(at) if at else None, part))
 
     def _entry(self, place: Place, protocol: str, version: int, at: str) -> tuple[str, str, int]:

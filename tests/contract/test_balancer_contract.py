@@ -11,7 +11,7 @@ from hivemesh.kernel import ipvs
 
 pytestmark = pytest.mark.kernel
 
-ENGINES: tuple[Engine, ...] = ("nftables", "ipvs")
+ENGINES: tuple[Engine, ...] = ("nftables", "sockets", "ipvs")
 PLACES = pytest.mark.parametrize("place", ["vip", "mesh"])
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])

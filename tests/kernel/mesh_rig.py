@@ -301,6 +301,21 @@ def apply(plans: Iterable[NamespacePlan]) -> list[str]:
     return failed
 
 
+def balance_sockets(pins: str = "") -> str:
+    """From now on `apply` leads sockets to backends too, with pins or until this process ends; why not, if not."""
+    from pathlib import Path
+
+    from hivemesh.dataplane.apply import Applier
+    from hivemesh.kernel.linux import Linux
+    from hivemesh.kernel.sockethooks import SocketHooks
+
+    global _applier, _hooks
+    _hooks = SocketHooks(Path(pins) if pins else None)
+    _applier = Applier(Linux(_hooks))
+    lack: str = _hooks.lack()
+    return lack
+
+
 def remove(namespace: str) -> None:
     assert _applier is not None
     _applier.remove(namespace)
@@ -319,6 +334,7 @@ def differences(plans: Iterable[NamespacePlan]) -> list[str]:
 
 
 _applier: Any = None
+_hooks: Any = None
 
 
 def node_main() -> None:

@@ -33,9 +33,10 @@ from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.dataplane.plan.bridge import PLAIN_HOST
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
-from hivemesh.kernel import conntrack, ipvs, listening, netns, sysctl
+from hivemesh.kernel import conntrack, ipvs, listening, netns, sockdiag, sysctl
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
+from hivemesh.kernel.sockethooks import SocketHooks
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import NetworkID, ServiceID, TaskID
@@ -90,17 +91,20 @@ class NodeNetwork:
         *,
         vtep: Address | None,
         balancer: Engine = BASE,
+        hooks: SocketHooks | None = None,
         leases: Leases,
         clock: Clock,
         lost: Callable[[TaskID], None],
         local: LocalNetworks,
     ) -> None:
-        """Without `vtep` the node is in no swarm: `local` is all there is."""
+        """Without `vtep` the node is in no swarm: `local` is all there is. Without `hooks` no sockets are balanced; if
+        given, `kernel` uses the same."""
         self.drift: Counter[str] = Counter()
         self._kernel = kernel
         self._names = names
         self._vtep = vtep
         self._balancer = balancer
+        self._hooks = hooks
         self._told_of_ipvs: set[ServiceID] = set()
         self._leases = leases
         self._local = local
@@ -307,6 +311,7 @@ class NodeNetwork:
                     continue
                 if count:
                     log.info("%s: forgot %d connections to tasks that left before we looked", left.namespace, count)
+            await self._end_connections(sockdiag.end_strangers, left.namespace, left.within, known=left.known)
 
     async def _forget(self, namespace: str, *, udp: Collection[Address], every: Collection[Address] = ()) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -315,6 +320,19 @@ class NodeNetwork:
                 await self._in_thread(ipvs.forget, namespace, every)
             except OSError as error:
                 log.warning("cannot forget connections of %s to backends that left: %s", namespace or "the host", error)
+        if every and namespace != HOST:
+            await self._end_connections(sockdiag.end, namespace, every)
+
+    async def _end_connections(self, how: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Of sockets that were led to a backend: there is nothing to forget, but nobody would answer them."""
+        if self._facts is None or not self._facts.sockets:
+            return
+        try:
+            await self._in_thread(how, *args, **kwargs)
+        except FileNotFoundError:  # the namespace
+            pass
+        except OSError as error:
+            log.warning("cannot end connections to backends that left: %s", error)
 
     async def _sweep(self, wanted: set[str], view: ViewParts) -> None:
         """Remove namespaces with our mark that belong to nothing in the view."""
@@ -528,7 +546,11 @@ class NodeNetwork:
 
     async def _look(self) -> HostFacts:
         """Raises `Unavailable` or `OSError`."""
-        self._facts = await self._in_thread(gather, self._vtep, self._balancer)
+        facts = await self._in_thread(gather, self._vtep, self._balancer)
+        lack = await self._in_thread(self._hooks.lack) if self._hooks is not None else ""
+        if lack and self._facts is None:
+            log.info("sockets are not balanced, nftables does it all: %s", lack)
+        self._facts = replace(facts, sockets=self._hooks is not None and not lack)
         return self._facts
 
     async def _look_again(self) -> None:
@@ -579,6 +601,8 @@ class NodeNetwork:
                 await asyncio.to_thread(self._kernel.remove, name)
         if not self._local.in_kernel:
             await asyncio.to_thread(self._kernel.remove, HOST)
+        if self._hooks is not None:
+            await asyncio.to_thread(self._hooks.discard)
 
 
 def _with_other_settings(plans: Iterable[NamespacePlan]) -> set[str]:

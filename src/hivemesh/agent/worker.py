@@ -33,6 +33,7 @@ from hivemesh.config import RUN_DIR
 from hivemesh.dataplane.balancer.engines import BASE
 from hivemesh.dataplane.balancer.engines import Engine as Balancer
 from hivemesh.engine.api import TASK_LABEL, ContainerInfo, Engine
+from hivemesh.kernel.sockethooks import SocketHooks
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.ids import TaskID
@@ -76,6 +77,7 @@ class Worker:
         vtep: Address,
         clock: Clock,
         balancer: Balancer = BASE,
+        hooks: SocketHooks | None = None,
         run_dir: Path = RUN_DIR,
         local: LocalNetworks | None = None,
     ) -> None:
@@ -90,6 +92,7 @@ class Worker:
             NodeNames(resolver, self._files, self._applied),
             vtep=vtep,
             balancer=balancer,
+            hooks=hooks,
             leases=Leases(self._directory / "leases.json"),
             clock=clock,
             lost=self._lost,

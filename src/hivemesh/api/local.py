@@ -98,6 +98,11 @@ class LocalNode(Protocol):
         ...
 
     @property
+    def socket_balancing(self) -> str:
+        """Whether sockets are led to backends in front of nftables: "on", or "off: " and why."""
+        ...
+
+    @property
     def clock(self) -> Clock: ...
 
     async def init(self, request: SwarmInit) -> NodeID:

@@ -173,7 +173,7 @@ def _machine(local: LocalNode) -> dict[str, Any]:
         "NoProxy": "",
         "Labels": [f"{key}={value}" for key, value in local.labels.items()],
         "GenericResources": codec.to_builtins(local.generic),
-        "FirewallBackend": {"Driver": "nftables"},
+        "FirewallBackend": {"Driver": "nftables", "Info": [["Socket balancing", local.socket_balancing]]},
         "Isolation": "",
         "Swarm": {},
         "Warnings": [],

@@ -49,6 +49,9 @@ Examples:
               help="What the process engine runs for an image; may be repeated.")  # fmt: skip
 @click.option("--balancer", type=click.Choice(["nftables", "ipvs"]), default="nftables", show_default=True,
               help="What spreads connections over a service's tasks, unless its labels say.")  # fmt: skip
+@click.option("--socket-balancing", type=click.Choice(["on", "off"]), default="on", show_default=True,
+              help="Lead sockets to a service's tasks as they connect (eBPF), where the kernel allows it; nftables "
+                   "does the rest, or all.")  # fmt: skip
 @click.option("--store", default="", metavar="URL",
               help="Keep the swarm's state in this etcd cluster: etcd://HOST:PORT[,HOST:PORT...][/PREFIX], or etcds:// "
                    "with ?ca=FILE&cert=FILE&key=FILE. Without it managers run their own.")  # fmt: skip
@@ -65,6 +68,7 @@ def main(
     engine: str,
     images: tuple[str, ...],
     balancer: Literal["nftables", "ipvs"],
+    socket_balancing: str,
     store: str,
     labels: tuple[str, ...],
     generic: tuple[GenericResource, ...],
@@ -84,6 +88,7 @@ def main(
         engine=engine,
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
         balancer=balancer,
+        socket_balancing=socket_balancing == "on",
         store=store,
         labels=dict(_pairs(labels, "--label")),
         generic=generic,

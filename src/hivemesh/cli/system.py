@@ -35,6 +35,7 @@ async def info(client: Client, form: str) -> None:
         ("CPUs", value["NCPU"]),
         ("Memory", f"{value['MemTotal'] / 2**30:.1f} GiB"),
         ("Containers", f"{value['ContainersRunning']} running, {value['Containers']} in all"),
+        *((name, text) for name, text in value["FirewallBackend"].get("Info") or ()),
         ("Swarm", swarm["LocalNodeState"]),
     ]
     if swarm["LocalNodeState"] != "inactive":

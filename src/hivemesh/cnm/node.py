@@ -174,11 +174,11 @@ class Planner:
         """Made once for all sandboxes with the same networks: the same object as long as nothing changes."""
         key = frozenset(networks)
         items = tuple(item for network in sorted(key) for item in services.get(network, ()))
-        inputs = (items, facts.balancer, facts.lacks_ipvs)
+        inputs = (items, facts.balancer, facts.lacks_ipvs, facts.sockets)
         known = self._vips.get(key)
         if known is not None and known[0] == inputs:
             return known[1]
-        part = vip_part(items, facts.balancer, self._describe, lacks_ipvs=facts.lacks_ipvs)
+        part = vip_part(items, facts.balancer, self._describe, lacks_ipvs=facts.lacks_ipvs, sockets=facts.sockets)
         if known is not None and known[1] == part:  # names changed, and no address
             part = known[1]
         self._vips[key] = (inputs, part)

@@ -36,7 +36,9 @@ from hivemesh.engine.podman import PodmanEngine
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.engine.service import PodmanService
 from hivemesh.kernel import ipvs
+from hivemesh.kernel.linux import Linux
 from hivemesh.kernel.probe import missing
+from hivemesh.kernel.sockethooks import SocketHooks
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.generic import GenericResource
@@ -82,6 +84,7 @@ class Daemon:
         self._engine = self._build_engine()
         self._identity: Identity | None = None
         self._role: ManagerRole | None = None
+        self._hooks = SocketHooks(config.run_dir / "bpf")
         self._session: Session | None = None
         self._worker: Worker | None = None
         self._attached: AttachedContainers | None = None
@@ -101,6 +104,8 @@ class Daemon:
             log.warning("%s", lack)
         if self._config.balancer == "ipvs" and (lack := await asyncio.to_thread(ipvs.missing)):
             raise Unavailable(f"{lack}; or start without --balancer ipvs")
+        if not self._balances_sockets:
+            await asyncio.to_thread(self._hooks.discard)
         try:
             self._config.data_dir.mkdir(mode=0o710, parents=True, exist_ok=True)
         except OSError as error:
@@ -191,6 +196,19 @@ class Daemon:
     @property
     def labels(self) -> dict[str, str]:
         return self._config.labels
+
+    @property
+    def _balances_sockets(self) -> bool:
+        return self._config.socket_balancing and self._config.balancer == "nftables"
+
+    @property
+    def socket_balancing(self) -> str:
+        if not self._config.socket_balancing:
+            return "off: started with --socket-balancing=off"
+        if not self._balances_sockets:
+            return f"off: started with --balancer {self._config.balancer}"
+        said = self._hooks.said
+        return "on" if said == "" else f"off: {said or 'in no swarm'}"
 
     async def engine_socket(self) -> Path | None:
         return await self._service.ready() if self._config.engine == "podman" else None
@@ -458,12 +476,13 @@ class Daemon:
             worker = Worker(
                 port=session,
                 engine=self._engine,
-                applier=Applier(),
+                applier=Applier(Linux(self._hooks)),
                 resolver=Resolver(self._config.run_dir / "resolver.sock", clock=self.clock),
                 data_dir=self.data_dir,
                 vtep=identity.facts.vtep,
                 clock=self.clock,
                 balancer=self._config.balancer,
+                hooks=self._hooks if self._balances_sockets else None,
                 run_dir=self._config.run_dir,
                 local=self._local,
             )

@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hivemesh.dataplane.balancer.sockets import own_address
 from hivemesh.dataplane.belief import Held, Tally, on_link, plugs_into, settings_by_time, unwanted_tables, words
 from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Kind
 from hivemesh.dataplane.links import Outer, Step, compare, left_over, loopback
 from hivemesh.dataplane.ownership import is_left_over, is_our_link, is_our_namespace
 from hivemesh.dataplane.plumbing import Plumber
-from hivemesh.dataplane.suspicion import EVERYTHING, IPVS, LINK, SYSCTL, WantedKeys, contradicts, stranger
+from hivemesh.dataplane.suspicion import EVERYTHING, IPVS, LINK, SOCKETS, SYSCTL, WantedKeys, contradicts, stranger
 from hivemesh.kernel.api import HOST, Bridge, Link, NamespacePlan, Veth, Vxlan
 from hivemesh.kernel.linux import Linux
 from hivemesh.kernel.monitor import NFT, Change
@@ -81,6 +82,7 @@ class Applier:
             return
         held = self._of(namespace)
         with held.lock:
+            self._linux.forget_sockets(namespace)
             # one that lost its name and is held open by us goes as well
             if self._linux.exists(namespace) or self._linux.pin_again(namespace):
                 self._check_mark(namespace)
@@ -211,6 +213,7 @@ class Applier:
         found += [f"nft {family} {name} is too much" for family, name in unwanted_tables(plan, tables)]
         if plan.namespace != HOST:
             found += self._linux.ipvs_differences(plan.namespace, plan.ipvs)
+            found += self._linux.socket_differences(plan.namespace, plan.sockets, own_address(plan))
         return [f"{where}: {text}" for text in found]
 
     # --- namespaces
@@ -264,7 +267,7 @@ class Applier:
         held.coming = plan
         try:
             if fresh:  # nothing is in it yet: save the look
-                doubtful = {LINK, SYSCTL, NFT, IPVS}
+                doubtful = {LINK, SYSCTL, NFT, IPVS, SOCKETS}
                 for delta in held.deltas.values():
                     delta.believe(())
             door = self._linux.door(plan.namespace)
@@ -285,6 +288,7 @@ class Applier:
             else:
                 self._ipvs(held, plan, doubtful, tally)
             self._tables(held, plan, doubtful, tally)
+            self._sockets(held, plan, doubtful, tally)
         except BaseException:
             held.doubt()
             held.coming = None
@@ -465,3 +469,16 @@ class Applier:
                     tally.repaired.append(f"nft {family} {name} was too much")
         except OSError as error:
             tally.fail(NFT, f"remove tables of ours: {error}")
+
+    # --- sockets
+
+    def _sockets(self, held: Held, plan: NamespacePlan, doubtful: set[str], tally: Tally) -> None:
+        """After the tables, which answer for what is not led away. The maps are ours alone: nobody's drift."""
+        before = (held.plan.sockets, held.plan.addresses, held.plan.routes) if held.plan is not None else None
+        now = (plan.sockets, plan.addresses, plan.routes)
+        if plan.namespace == HOST or (SOCKETS not in doubtful and before == now):
+            return
+        try:
+            tally.changed += self._linux.ensure_sockets(plan.namespace, plan.sockets, own_address(plan))
+        except OSError as error:
+            tally.fail(SOCKETS, f"balance sockets: {error.strerror or error}")

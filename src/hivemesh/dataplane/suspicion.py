@@ -16,8 +16,10 @@ from hivemesh.wire.rtnetlink import (
     RuleSeen,
 )
 
-LINK, SYSCTL, IPVS = "link", "sysctl", "ipvs"
-EVERYTHING = frozenset({LINK, SYSCTL, NFT, IPVS, *(kind.name for kind in (ADDRESS, NEIGHBOR, FDB, ROUTE, RULE))})
+LINK, SYSCTL, IPVS, SOCKETS = "link", "sysctl", "ipvs", "sockets"
+EVERYTHING = frozenset(
+    {LINK, SYSCTL, NFT, IPVS, SOCKETS, *(kind.name for kind in (ADDRESS, NEIGHBOR, FDB, ROUTE, RULE))}
+)
 """The names of what can be doubted."""
 _LOST_WITH_LINK = frozenset({LINK, SYSCTL, NFT, ADDRESS.name, NEIGHBOR.name, ROUTE.name})
 """What goes when a link goes down; a VXLAN device keeps its permanent entries."""

@@ -168,6 +168,16 @@ class VirtualService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SocketVip:
+    """A virtual address that sockets are led away from as they connect. Slots as nftables has them; none: refused."""
+
+    address: Address
+    slots: tuple[Address, ...]
+    seed: int | None = None
+    """Of the hash of the client's address that chooses the slot; None: in turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamespacePlan:
     """Everything we want in one namespace. In the host only what carries our mark is ours to remove."""
 
@@ -182,3 +192,4 @@ class NamespacePlan:
     sysctls: Mapping[str, str] = field(default_factory=dict)  # "net/ipv4/ip_forward" -> "1"
     tables: tuple[Table, ...] = ()
     ipvs: tuple[VirtualService, ...] = ()
+    sockets: tuple[SocketVip, ...] = ()

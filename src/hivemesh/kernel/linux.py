@@ -3,12 +3,19 @@
 from collections.abc import Mapping, Sequence
 
 from hivemesh.kernel import ipvs, netns, nft, rtnl, sysctl
-from hivemesh.kernel.api import VirtualService
+from hivemesh.kernel.api import SocketVip, VirtualService
+from hivemesh.kernel.sockethooks import Own, SocketHooks
 from hivemesh.wire.nft import Table
 
 
 class Linux:
     """The kernel itself. Methods block for a moment; call them off the event loop."""
+
+    _hooks: SocketHooks | None = None
+    """Without, sockets are left alone."""
+
+    def __init__(self, hooks: SocketHooks | None = None) -> None:
+        self._hooks = hooks
 
     # --- namespaces
 
@@ -75,3 +82,15 @@ class Linux:
     def ipvs_missing(self) -> str:
         """What to do where there is no IPVS; the question loads its module where there is one."""
         return ipvs.missing()
+
+    # --- sockets
+
+    def ensure_sockets(self, namespace: str, wanted: Sequence[SocketVip], own: Own) -> int:
+        return self._hooks.ensure(namespace, wanted, own) if self._hooks is not None else 0
+
+    def forget_sockets(self, namespace: str) -> None:
+        if self._hooks is not None:
+            self._hooks.forget(namespace)
+
+    def socket_differences(self, namespace: str, wanted: Sequence[SocketVip], own: Own) -> list[str]:
+        return self._hooks.differences(namespace, wanted, own) if self._hooks is not None else []

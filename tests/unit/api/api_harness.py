@@ -62,6 +62,7 @@ class Machine:
     attached: AttachedContainers | None = None
     is_manager: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    socket_balancing: str = "on"
     generic: tuple[GenericResource, ...] = ()
     clock: Clock = field(default_factory=SystemClock)
     engine: Path | None = None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hivemesh.kernel.api import VirtualService
+from hivemesh.kernel.api import SocketVip, VirtualService
 from hivemesh.model.addr import Address
 from hivemesh.model.ids import ServiceID
 from hivemesh.model.service import Scheduler
@@ -67,6 +67,7 @@ class Part:
     tables: tuple[Table, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
     ipvs: tuple[VirtualService, ...] = ()
+    sockets: tuple[SocketVip, ...] = ()
 
 
 class Balancer(Protocol):

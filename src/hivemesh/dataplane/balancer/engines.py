@@ -34,4 +34,5 @@ def joined(parts: Sequence[Part]) -> Part:
         tables=tuple(table for part in parts for table in part.tables),
         sysctls=sysctls,
         ipvs=tuple(service for part in parts for service in part.ipvs),
+        sockets=tuple(vip for part in parts for vip in part.sockets),
     )

@@ -177,6 +177,10 @@ def _affinity(entry: Balanced) -> tuple[Scheduler, ServiceID]:
     return (entry.scheduler, entry.service) if entry.scheduler in ("source", "maglev") else ("rr", ServiceID(""))
 
 
+def hash_seed(service: ServiceID) -> int:
+    return zlib.crc32(service.encode())
+
+
 _BY_PORT, _BY_ADDRESS = "port", "address"
 
 
@@ -188,7 +192,7 @@ def _spread(version: int, by: str, count: int, comment: str, scheduler: Schedule
         choose: tuple[Expr, ...] = (numgen(count),)
     else:
         # the seed is the service's: two services of equal size lead a client to different nodes
-        choose = (load_source(version), jhash(version_length(version), count, zlib.crc32(service.encode())))
+        choose = (load_source(version), jhash(version_length(version), count, hash_seed(service)))
     if by == _BY_PORT:
         key: tuple[Expr, ...] = (*load_protocol_port(0), ct("mark", 2))
     else:

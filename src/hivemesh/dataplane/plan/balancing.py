@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from hivemesh.dataplane.balancer.api import Part, Virtual, published, virtual
-from hivemesh.dataplane.balancer.engines import ENGINES, Engine, by_engine, joined
+from hivemesh.dataplane.balancer.engines import BASE, ENGINES, Engine, by_engine, joined
+from hivemesh.dataplane.balancer.sockets import in_front
 from hivemesh.wire.control import PublishItem, ServiceItem
 
 Describe = Callable[[ServiceItem], tuple[Virtual, ...]]
@@ -18,11 +19,18 @@ def mesh_part(
 
 
 def vip_part(
-    services: Iterable[ServiceItem], default: Engine, describe: Describe = virtual, *, lacks_ipvs: bool = False
+    services: Iterable[ServiceItem],
+    default: Engine,
+    describe: Describe = virtual,
+    *,
+    lacks_ipvs: bool = False,
+    sockets: bool = False,
 ) -> Part:
     """All virtual addresses of a sandbox's networks. `describe` may remember what it said of an item, which spares the
-    engine the work for all that did not change."""
-    entries = by_engine(
-        ((item.balance, vip) for item in services for vip in describe(item)), default, lacks_ipvs=lacks_ipvs
-    )
-    return joined([ENGINES[name].vips(vips) for name, vips in entries.items()])
+    engine the work for all that did not change. With `sockets`, services whose labels do not ask for an engine are
+    balanced there, in front of nftables."""
+    entries = [(item.balance, vip) for item in services for vip in describe(item)]
+    parts = [ENGINES[name].vips(vips) for name, vips in by_engine(entries, default, lacks_ipvs=lacks_ipvs).items()]
+    if sockets and default == BASE:
+        parts.append(in_front([vip for balance, vip in entries if not balance.engine]))
+    return joined(parts)

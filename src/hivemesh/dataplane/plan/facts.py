@@ -34,6 +34,9 @@ class HostFacts:
     """This kernel has none: services whose labels ask for IPVS are balanced by nftables here. Their own tasks run where
     it is to be had."""
 
+    sockets: bool = False
+    """Sockets are led to backends as they connect (`balancer/sockets.py`); nftables does the rest."""
+
     @property
     def in_swarm(self) -> bool:
         """Outside, `vtep` is no address, and there is no gateway bridge."""

@@ -125,6 +125,7 @@ def plan_sandbox(
         sysctls=sysctls | dict(vips.sysctls),
         tables=tables,
         ipvs=vips.ipvs,
+        sockets=vips.sockets,
     )
 
 
