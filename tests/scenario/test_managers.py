@@ -33,7 +33,7 @@ def _managed() -> Iterator[Lab]:
 @pytest.fixture
 def managed(_managed: Lab) -> Lab:
     """n1, n2 and n3 manage, n4 works. Leave it so."""
-    eventually(lambda: _assert_managers(_managed, 3), 20)
+    eventually(lambda: _assert_managers(_managed, 3), 60)
     _managed.reset()
     return _managed
 
@@ -84,11 +84,11 @@ def test_a_killed_leader_is_missed_by_nobody_and_work_goes_on(managed: Lab) -> N
             assert states == ["running"]
             assert _leader(follower) != led
 
-        eventually(works, 5)
-        managed.restart_daemon(led)
-        eventually(lambda: _assert_managers(managed, 3), 20)
+        eventually(works, 15)
     assert trickle.failed == []
     assert len(trickle.tries) > 100
+    managed.restart_daemon(led)
+    eventually(lambda: _assert_managers(managed, 3), 20)
     await_tasks(managed, SERVICE, 4)
 
 
@@ -116,7 +116,7 @@ def test_any_manager_takes_orders_and_reads_the_output_of_any_task(managed: Lab)
 def test_a_lost_majority_is_said_and_one_manager_goes_on_when_forced(managed: Lab) -> None:
     start_service(managed, replicas=4)
     last, lost = managed.nodes[0], managed.nodes[1:3]
-    with Trickle(managed.client, [str(node.spec.v4.ip) for node in managed.nodes]) as trickle:
+    with Trickle(managed.client, [str(managed.node("n4").spec.v4.ip)]) as trickle:
         for node in lost:
             _kill_manager(node)
         refused = run_cli(last, "hivemesh", "network", "create", "--driver", "overlay", "stuck")
