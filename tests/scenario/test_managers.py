@@ -113,6 +113,7 @@ def test_any_manager_takes_orders_and_reads_the_output_of_any_task(managed: Lab)
     assert "participating as a manager" in warning.err
 
 
+@pytest.mark.soak
 def test_a_lost_majority_is_said_and_one_manager_goes_on_when_forced(managed: Lab) -> None:
     start_service(managed, replicas=4)
     last, lost = managed.nodes[0], managed.nodes[1:3]
