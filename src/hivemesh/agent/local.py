@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from hivemesh.agent.facts import GATEWAY_POOL
+from hivemesh.agent.repairs import Repairs
 from hivemesh.clock import Clock
 from hivemesh.cnm import local
 from hivemesh.cnm.local import Around
@@ -52,6 +53,7 @@ class LocalNetworks:
         self._cursors: dict[Prefix, int] = {}
         self._listeners: list[Callable[[], None]] = []
         self._told: list[Told] = []
+        self.repairs = Repairs()
         self._load()
 
     # --- what there is ----------------------------------------------------------------------------------------------

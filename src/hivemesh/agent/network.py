@@ -4,9 +4,8 @@ Two ways lead to the kernel. A new view is applied in one pass, host first, then
 changed since the last pass and nothing else, so that a new backend is there within milliseconds. The sandbox of a task
 is wired when its executor asks for it. Neither waits for a container engine. Names follow the kernel (`names.py`).
 
-What somebody else changes is found by netlink's events, or by a timer where there are none (settings under /proc/sys;
-those that forwarding needs are looked at every second): that is drift. It is repaired, counted in `drift`, and logged
-with what it was.
+What somebody else changes is found by netlink's events, or by a timer where there are none (settings under /proc/sys,
+looked at every second): that is drift. It is repaired, counted in `drift`, logged, and told with what it was.
 """
 
 import asyncio
@@ -25,6 +24,7 @@ from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.leases import Leases
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames
+from hivemesh.agent.repairs import told
 from hivemesh.clock import Clock
 from hivemesh.cnm.local import names_on
 from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
@@ -33,6 +33,7 @@ from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.dataplane.plan.bridge import PLAIN_HOST
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
+from hivemesh.dataplane.suspicion import SYSCTL
 from hivemesh.kernel import conntrack, ipvs, listening, netns, sockdiag, sysctl
 from hivemesh.kernel.api import HOST, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
@@ -49,8 +50,10 @@ MARK = "hivemesh/"
 CHECK_PERIOD = 60.0
 """Seconds between looks at everything."""
 SETTINGS_PERIOD = 1.0
-"""Seconds between looks at the settings of the host, overlays and `ingress_sbox`: other programs of the host like to
-set those back (`sysctl --system`), and the whole mesh depends on them. A look reads some 15 files per namespace."""
+"""Seconds between looks at the settings of all namespaces: other programs of the host like to set those back
+(`sysctl --system`), and the whole mesh depends on them. A look reads some 15 files per namespace, in 0.3 ms."""
+SETTINGS_SHARE = 0.05
+"""The part of one processor that these looks may take: beyond 150 sandboxes they come less often."""
 SETTLE = 0.02
 """Seconds between an event and the look it causes: whoever changes one thing often changes more."""
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
@@ -62,10 +65,10 @@ WIRING_PAUSES = (0.05, 0.2, 0.5, 1.0, 0.0)
 PARALLEL_WIRINGS = 2
 """Sandboxes at a time; a pass for a new view slips in between."""
 REPAIRS = 3
-SHOWN = 8
-"""Differences in one line of the log; all are counted."""
 THREADS = PARALLEL_WIRINGS + 2
 """One for views, one for drift. Netlink's calls block, for less than a millisecond each."""
+
+SETTINGS = frozenset({SYSCTL})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,7 +80,7 @@ class Kernel(Beliefs, Protocol):
     def ensure(self, plan: NamespacePlan) -> Outcome: ...
     def remove(self, namespace: str) -> None: ...
     def differences(self, plan: NamespacePlan) -> list[str]: ...
-    def forget(self, namespace: str) -> None: ...
+    def forget(self, namespace: str, kinds: frozenset[str] = ...) -> None: ...
     def affected(self, namespace: str) -> tuple[str, ...]: ...
 
 
@@ -99,7 +102,7 @@ class NodeNetwork:
     ) -> None:
         """Without `vtep` the node is in no swarm: `local` is all there is. Without `hooks` no sockets are balanced; if
         given, `kernel` uses the same."""
-        self.drift: Counter[str] = Counter()
+        self.drift: Counter[str] = local.repairs.counts
         self._kernel = kernel
         self._names = names
         self._vtep = vtep
@@ -487,12 +490,13 @@ class NodeNetwork:
                 await self._check(namespace)
 
     async def _check_settings(self) -> None:
+        spent = 0.0
         while True:
-            await self._clock.sleep(SETTINGS_PERIOD)
-            sandboxes = {sandbox_namespace(task) for task in self._sandboxes}
-            plans = [plan for name, plan in self._applied.items() if name not in sandboxes]
-            for namespace in await self._in_thread(_with_other_settings, plans):
-                self._kernel.forget(namespace)
+            await self._clock.sleep(max(SETTINGS_PERIOD, spent / SETTINGS_SHARE))
+            wanted = {name: plan.sysctls for name, plan in self._applied.items()}
+            changed, spent = await self._in_thread(sysctl.changed, wanted)
+            for namespace in changed:
+                self._kernel.forget(namespace, SETTINGS)
                 self._touched.add(namespace)
                 self._touch.set()
 
@@ -504,9 +508,8 @@ class NodeNetwork:
                 return
             words, created, failed = await self._repair(plan)
             if words:
-                self.drift[namespace or "host"] += len(words)
-                more = f"; and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-                log.warning("drift in %s, repaired: %s%s", namespace or "the host", "; ".join(words[:SHOWN]), more)
+                self._local.repairs.note(plan.mark.split("/")[1] if namespace else "host", namespace, words)
+                log.warning("drift in %s, repaired: %s", namespace or "the host", told(words, len(words)))
             self._note(namespace, failed)
             if failed:
                 self._applied.pop(namespace, None)
@@ -603,13 +606,3 @@ class NodeNetwork:
             await asyncio.to_thread(self._kernel.remove, HOST)
         if self._hooks is not None:
             await asyncio.to_thread(self._hooks.discard)
-
-
-def _with_other_settings(plans: Iterable[NamespacePlan]) -> set[str]:
-    """The namespaces whose settings are not as planned."""
-    found = set()
-    for plan in plans:
-        with contextlib.suppress(OSError):  # removed meanwhile: events tell of that
-            if sysctl.differing(plan.namespace, plan.sysctls):
-                found.add(plan.namespace)
-    return found

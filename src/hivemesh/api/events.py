@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
+from hivemesh.agent.repairs import Repair
 from hivemesh.api import passthrough
 from hivemesh.api.http import LOCAL, Filters, any_of, filters_of, labels_match, local_of
 from hivemesh.model.errors import HivemeshError, Invalid
@@ -131,6 +132,17 @@ class Hub:
         actor = {"ID": network, "Attributes": attributes}
         self._publish(message("network", action, actor, time.time(), "local"))
 
+    def tell_repair(self, node: str, name: str, repair: Repair) -> None:
+        """Somebody undid something of ours in this machine's kernel, and it is right again."""
+        attributes = {
+            "name": name,
+            "namespace": repair.namespace or "host",
+            "count": str(repair.count),
+            "repaired": repair.words,
+        }
+        actor = {"ID": node, "Attributes": attributes}
+        self._publish(message("node", "repair", actor, time.time(), "local"))
+
     def follow(self, manager: "Manager | None") -> None:
         """Watch this manager's commits from now on; called with each request, acts once per manager."""
         if manager is None:
@@ -201,7 +213,9 @@ def setup(app: web.Application) -> None:
     app[HUB] = Hub()
 
     async def listen(app: web.Application) -> None:
-        app[LOCAL].local_networks.on_event(app[HUB].tell_local)
+        node = app[LOCAL]
+        node.local_networks.on_event(app[HUB].tell_local)
+        node.local_networks.repairs.on_repair(lambda r: app[HUB].tell_repair(node.node_id or "", node.name, r))
 
     app.on_startup.append(listen)
 

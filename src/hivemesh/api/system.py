@@ -12,7 +12,7 @@ import hivemesh
 from hivemesh.api import passthrough, tls
 from hivemesh.api.http import MAX_VERSION, MIN_VERSION, answer, local_of, version_text
 from hivemesh.api.local import LocalNode
-from hivemesh.model.errors import HivemeshError, Unsupported
+from hivemesh.model.errors import HivemeshError, Invalid, Unsupported
 from hivemesh.model.node import Node
 from hivemesh.wire import codec
 from hivemesh.wire.engine import objects
@@ -216,7 +216,31 @@ async def plugins(request: web.Request) -> web.Response:
     return answer([])
 
 
+DISK_USAGE = {"container": ("Containers",), "image": ("Images", "LayersSize"), "volume": ("Volumes",),
+              "build-cache": ("BuildCache", "BuilderSize")}  # fmt: skip
+"""What `/system/df` answers with, by what its `type` asks for."""
+
+
+@routes.get("/system/df")
+async def disk_usage(request: web.Request) -> web.Response:
+    """The engine's numbers, with what Podman leaves out: how large all layers are, and the slash before names."""
+    asked = request.query.getall("type", [])
+    for name in asked:
+        if name not in DISK_USAGE:
+            raise Invalid(f"unknown object type: {name!r}: use {', '.join(DISK_USAGE)}")
+    value: dict[str, Any] = await passthrough.ask(request, "/system/df")
+    images = value.get("Images") or []
+    if not value.get("LayersSize"):
+        shared = [max(image.get("SharedSize", 0), 0) for image in images]
+        value["LayersSize"] = sum(image.get("Size", 0) for image in images) - sum(shared) + max(shared, default=0)
+    for container in value.get("Containers") or []:
+        container["Names"] = [f"/{name.lstrip('/')}" for name in container.get("Names") or []]
+    kept = {key for name in asked or DISK_USAGE for key in DISK_USAGE[name]}
+    return answer({key: said for key, said in value.items() if key in kept})
+
+
 @routes.get("/hivemesh/drift")
 async def drift(request: web.Request) -> web.Response:
-    """What this node's kernel lacks or has too much, against the plan."""
-    return answer({"Differences": await local_of(request).drift()})
+    """What this node's kernel lacks or has too much, against the plan; and how much was put right so far, by place."""
+    local = local_of(request)
+    return answer({"Differences": await local.drift(), "Repaired": dict(local.local_networks.repairs.counts)})

@@ -36,7 +36,7 @@ def _mount(source: str, target: str, flags: int) -> None:
     _checked(_libc.mount(source.encode(), target.encode(), b"none", flags, None), f"mount {target}")
 
 
-def _in_thread(work: Callable[[], R]) -> R:
+def in_thread(work: Callable[[], R]) -> R:
     """Run in a thread that ends right after: it may change its namespace, ours must not."""
     done: list[R] = []
     failed: list[BaseException] = []
@@ -55,9 +55,13 @@ def _in_thread(work: Callable[[], R]) -> R:
     return done[0]
 
 
+HOST_PATH = "/proc/self/ns/net"
+"""The process's own, whichever namespace a thread of it is in: `self` is the first thread."""
+
+
 def path(name: str) -> str:
     """A file that stands for the namespace, for `open`, `setns` and container engines."""
-    return f"{NETNS_DIR}/{name}" if name else "/proc/self/ns/net"
+    return f"{NETNS_DIR}/{name}" if name else HOST_PATH
 
 
 def _is_namespace(name: str) -> bool:
@@ -89,15 +93,23 @@ def call_inside(name: str, work: Callable[[], R]) -> R:
     if name == HOST:
         return work()
 
-    def enter() -> R:
-        handle = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _checked(_libc.setns(handle, _CLONE_NEWNET), f"enter namespace {name}")
-        finally:
-            os.close(handle)
+    def inside() -> R:
+        enter(name)
         return work()
 
-    return _in_thread(enter)
+    return in_thread(inside)
+
+
+def enter(name: str) -> None:
+    """The calling thread is in that namespace from now on: only for one that ends right after, see `in_thread`.
+
+    Raises `FileNotFoundError` when there is no such namespace.
+    """
+    handle = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(_libc.setns(handle, _CLONE_NEWNET), f"enter namespace {name}")
+    finally:
+        os.close(handle)
 
 
 def mark_of(name: str) -> str:
@@ -135,7 +147,7 @@ def create(name: str, mark: str) -> None:
 
     rtnl.forget(name)
     _share_directory()
-    _in_thread(make)
+    in_thread(make)
 
 
 @contextlib.contextmanager

@@ -445,6 +445,9 @@ async def test_first_view_of_a_restarted_worker_sweeps_what_is_gone(machine: Mac
         f"ip -n {a_task(1).id[:12]} addr del 10.0.0.11/24 dev eth0",
         f"ip -n {a_task(1).id[:12]} link del eth1",
         "ip netns del ingress_sbox",
+        "nft flush ruleset",
+        f"ip netns exec {a_task(1).id[:12]} sysctl -qw net.ipv4.fwmark_reflect=0 net.ipv4.conf.all.rp_filter=0",
+        f"ip netns exec {OVERLAY} sysctl -qw net.ipv6.conf.all.disable_ipv6=0; sysctl -qw net.ipv4.ip_forward=0",
     ],
 )
 async def test_damage_is_found_and_repaired(machine: Machine, damage: str) -> None:

@@ -37,6 +37,28 @@ def test_a_service_tells_image_replicas_and_how_its_update_goes() -> None:
     }  # fmt: skip
 
 
+async def test_a_repair_on_this_node_is_an_event_and_a_count() -> None:
+    async with manager_api() as api:
+        repairs = api.machine.local_networks.repairs
+        repairs.note("host", "", ["the table inet hivemesh was missing"])
+        repairs.note("sandbox", "0123456789ab", ["a route was missing"] * 9)
+        query = {"since": "1", "until": str(api.machine.clock.now()), "filters": '{"event":["repair"]}'}
+        async with asyncio.timeout(5):
+            told = [event async for event in api.client.lines("/events", query)]
+        assert [(e["Type"], e["Action"], e["scope"], e["Actor"]["ID"]) for e in told] == [
+            ("node", "repair", "local", api.machine.node_id)
+        ] * 2
+        assert told[0]["Actor"]["Attributes"] == {
+            "name": api.machine.name,
+            "namespace": "host",
+            "count": "1",
+            "repaired": "the table inet hivemesh was missing",
+        }
+        assert told[1]["Actor"]["Attributes"]["count"] == "9"
+        assert told[1]["Actor"]["Attributes"]["repaired"].endswith("; and 1 more")
+        assert (await api.client.get("/hivemesh/drift"))["Repaired"] == {"host": 1, "sandbox": 9}
+
+
 def test_a_node_tells_state_role_and_as_a_manager_who_leads() -> None:
     one = Node(id=NodeID("n"), spec=NodeSpec(name="n1", role="manager"), state="ready", manager_addr="192.0.2.1:2377")
     assert attributes(one, replace(one, state="down")) == {
