@@ -419,6 +419,5 @@ for _path in (
     r"/session",
     r"/plugins",
     r"/plugins/{rest:.+}",
-    r"/system/df",
 ):
     routes.route("*", _path)(_forward)

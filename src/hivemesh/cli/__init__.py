@@ -17,6 +17,7 @@ COMMANDS = {
     "config": ("hivemesh.cli.config:config", "Configs: files for tasks"),
     "info": ("hivemesh.cli.system:info", "Show this machine and its place in a swarm"),
     "version": ("hivemesh.cli.system:version", "Show the versions of command and daemon"),
+    "system": ("hivemesh.cli.system:system", "This machine: what it is, what fills its disk"),
     "events": ("hivemesh.cli.system:events", "Follow what changes, as it happens"),
     "daemon": ("hivemesh.cli.daemon:main", "Run the daemon (as hivemeshd does)"),
     "lab": ("hivemesh.cli.lab:lab", "Many nodes on this machine, for a try or a test"),

@@ -1,5 +1,6 @@
 """Commands about the daemon beside us: info, version, events; shell completion."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -104,6 +105,65 @@ async def events(client: Client, filters: tuple[str, ...], since: str, until: st
         actor = event["Actor"]
         facts = ", ".join(f"{key}={value}" for key, value in sorted(actor["Attributes"].items()))
         click.echo(f"{output.local_time(event['timeNano'])} {event['Type']} {event['Action']} {actor['ID']} ({facts})")
+
+
+@click.group()
+def system() -> None:
+    """This machine: what it is, what happens on it, what fills its disk."""
+
+
+@system.command()
+@output.format_option
+@asynchronous
+async def df(client: Client, form: str) -> None:
+    """Show what images, containers and volumes of this machine take.
+
+    \b
+    Examples:
+      hivemesh system df
+    """
+    value = await client.get("/system/df")
+    images, containers, volumes = (value.get(kind) or [] for kind in ("Images", "Containers", "Volumes"))
+    idle = sum(image["Size"] for image in images if not image.get("Containers"))
+    used = [volume for volume in volumes if (volume.get("UsageData") or {}).get("RefCount", 0) > 0]
+    lines = [
+        ("Images", len(images), sum(bool(image.get("Containers")) for image in images), value["LayersSize"], idle),
+        (
+            "Containers",
+            len(containers),
+            sum(container.get("State") == "running" for container in containers),
+            _bytes(containers),
+            _bytes(container for container in containers if container.get("State") != "running"),
+        ),
+        ("Volumes", len(volumes), len(used), _kept(volumes), _kept(each for each in volumes if each not in used)),
+    ]
+    columns = {"type": "TYPE", "total": "TOTAL", "active": "ACTIVE", "size": "SIZE", "idle": "UNUSED"}
+    shown = [
+        {"type": kind, "total": total, "active": active, "size": _amount(size), "idle": _amount(idle)}
+        for kind, total, active, size, idle in lines
+    ]
+    output.rows(columns, shown, form)
+
+
+def _bytes(containers: Iterable[dict[str, Any]]) -> int:
+    return sum(container.get("SizeRw") or 0 for container in containers)
+
+
+def _kept(volumes: Iterable[dict[str, Any]]) -> int:
+    return sum(max((volume.get("UsageData") or {}).get("Size", 0), 0) for volume in volumes)
+
+
+def _amount(size: float) -> str:
+    """Bytes, as people say them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}TB"
+
+
+system.add_command(info)
+system.add_command(events)
 
 
 @click.command()

@@ -1,7 +1,9 @@
 """Containers and images are the engine's: the docker CLI reaches Podman through our API, streams and all."""
 
 import asyncio
+import json
 import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -178,3 +180,21 @@ async def test_gone_engine_is_said_and_info_still_answers(api: Served) -> None:
     info = await api.run("docker", "info", "--format", "{{.Swarm.LocalNodeState}}")
     assert (info.code, info.out) == (0, "active\n")
     assert "ingress" in await api.docker("network", "ls")
+
+
+async def test_disk_usage_has_sizes_and_whole_names(api: Served) -> None:
+    await api.docker("run", "-d", "--name", "used", "--network", "none", IMAGE, "sleep", "60")
+    try:
+        everything = await api.client.get("/system/df")
+        assert everything["LayersSize"] >= max(image["Size"] for image in everything["Images"]) > 0
+        assert [container["Names"] for container in everything["Containers"]] == [["/used"]]
+        assert "used" in await api.docker("system", "df", "--verbose")
+        assert "-" not in (await api.docker("system", "df", "--format", "{{.Reclaimable}}")).splitlines()[0]
+        ours = await api.run(sys.executable, "-m", "hivemesh.cli", "system", "df", "--format=json")
+        rows = {row["type"]: row for row in map(json.loads, ours.out.splitlines())}
+        assert (rows["Containers"]["total"], rows["Containers"]["active"]) == (1, 1)
+        assert list(await api.client.get("/system/df", {"type": "volume"})) == ["Volumes"]
+        status, _, said = await api.http("GET", "/system/df?type=nosuch")
+        assert (status, "unknown object type" in said["message"]) == (400, True)
+    finally:
+        await api.docker("rm", "-f", "used")
