@@ -102,15 +102,15 @@ class Machine:
     def __init__(self, engine: Engine) -> None:
         self._sockets = engine == "sockets"
         self._engine: Literal["", "nftables", "ipvs"] = "" if engine == "sockets" else engine
-        self._node = Node("machine")
+        self.node = Node("machine")
         self._ports = itertools.count(10_000)
 
     def close(self) -> None:
-        self._node.close()
+        self.node.close()
 
     def start(self) -> None:
         if self._sockets:
-            lack = self._node.call(balance_sockets)
+            lack = self.node.call(balance_sockets)
             assert not lack, lack
         self._apply(plan_host(_FACTS, self._publishes({}, "rr"), (), (), 4789))
         self._apply(*(plan_overlay(network, _FACTS, ()) for network in _NETWORKS.values()))
@@ -118,12 +118,12 @@ class Machine:
         self.spread("mesh", {})
         self._apply(*(plan_sandbox(task, _NETWORKS, _FACTS, _lease(name)) for name, task in _TASKS.items()))
         self._outside()
-        self._node.call(run, "ip", "-batch", "-", text=_addresses("eth0", "10.0.1", "fd10:0:0:1::"), at="caller000000")
+        self.node.call(run, "ip", "-batch", "-", text=_addresses("eth0", "10.0.1", "fd10:0:0:1::"), at="caller000000")
         for name, task in _TASKS.items():
             for protocol, target in _TARGETS.items():
                 addresses = ("::",) if protocol == "tcp" else ("0.0.0.0", "::")
                 for address in addresses:
-                    self._node.call(serve, name, protocol, target, address, len(addresses) > 1, at=task.id[:12])
+                    self.node.call(serve, name, protocol, target, address, len(addresses) > 1, at=task.id[:12])
 
     def _outside(self) -> None:
         for command in (
@@ -135,11 +135,11 @@ class Machine:
             "-n client link set eth0 up",
             "-n client link set lo up",
         ):
-            self._node.call(run, "ip", *command.split())
-        self._node.call(run, "ip", "-batch", "-", text=_addresses("eth0", "192.0.2", "fd02::"), at="client")
+            self.node.call(run, "ip", *command.split())
+        self.node.call(run, "ip", "-batch", "-", text=_addresses("eth0", "192.0.2", "fd02::"), at="client")
 
     def _apply(self, *plans: NamespacePlan) -> None:
-        failed = self._node.call(apply, plans)
+        failed = self.node.call(apply, plans)
         assert not failed, failed
 
     def _publishes(self, weights: Mapping[str, int], scheduler: Scheduler) -> list[PublishItem]:
@@ -160,6 +160,10 @@ class Machine:
         if place == "mesh":
             self._apply(plan_ingress(_NETWORKS[INGRESS], _FACTS, self._publishes(weights, scheduler)))
             return
+        self._apply(self.plan_of_vip(weights, scheduler, at))
+
+    def plan_of_vip(self, weights: Mapping[str, int], scheduler: Scheduler = "rr", at: str = "") -> NamespacePlan:
+        """The sandbox of whoever asks."""
         service = ServiceItem(
             network=USER,
             service=ServiceID("web"),
@@ -169,7 +173,7 @@ class Machine:
             backends=tuple(_backend(name, USER, weight) for name, weight in weights.items()),
         )
         part = vip_part([service], "nftables", sockets=self._sockets)
-        self._apply(plan_sandbox(_TASKS.get(at, _CALLER), _NETWORKS, _FACTS, _lease(at) if at else None, part))
+        return plan_sandbox(_TASKS.get(at, _CALLER), _NETWORKS, _FACTS, _lease(at) if at else None, part)
 
     def _entry(self, place: Place, protocol: str, version: int, at: str) -> tuple[str, str, int]:
         """Namespace of the client, address, port."""
@@ -183,20 +187,20 @@ class Machine:
         """One new connection for each question, always from the same address."""
         client, host, port = self._entry(place, protocol, version, at)
         if at:
-            found: list[Reply | str] = self._node.call(ask, protocol, host, port, times=times, at=client)
+            found: list[Reply | str] = self.node.call(ask, protocol, host, port, times=times, at=client)
             return found
         replies: list[Reply | str] = []
         for _ in range(times):
             # Never a port again: for a while conntrack remembers where a datagram from it went
             source = (self.client(place, version, CLIENTS[0]), next(self._ports))
-            replies += self._node.call(ask, protocol, host, port, source=source, keep=keep, at=client)
+            replies += self.node.call(ask, protocol, host, port, source=source, keep=keep, at=client)
         return replies
 
     def ask_from_all(self, place: Place, protocol: str, version: int) -> dict[str, str]:
         """Which server each client meets, or the name of the error."""
         client, host, port = self._entry(place, protocol, version, "")
         sources = [self.client(place, version, last) for last in CLIENTS]
-        replies: list[Reply | str] = self._node.call(ask_each, protocol, host, port, sources, at=client)
+        replies: list[Reply | str] = self.node.call(ask_each, protocol, host, port, sources, at=client)
         return {s: r.server if isinstance(r, Reply) else r for s, r in zip(sources, replies, strict=True)}
 
     def client(self, place: Place, version: int, last: int) -> str:
@@ -206,13 +210,13 @@ class Machine:
 
     def call(self, namespace: str, *argv: str) -> str:
         """What a command says in a sandbox."""
-        said: str = self._node.call(run, *argv, at=namespace)
+        said: str = self.node.call(run, *argv, at=namespace)
         return said
 
     def ask_again(self) -> list[Reply]:
         from mesh_rig import ask_again
 
-        replies: list[Reply] = self._node.call(ask_again)
+        replies: list[Reply] = self.node.call(ask_again)
         return replies
 
 

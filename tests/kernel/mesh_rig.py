@@ -200,6 +200,36 @@ def ask(protocol: str, host: str, port: int, *, times: int = 1, source: tuple[st
     return replies
 
 
+def peer_of(host: str, port: int, as_six: bool = False) -> tuple[str, str]:
+    """Who answers a TCP connection, and whom its socket says it is connected to; `as_six`: an IPv4 host by IPv6."""
+    host = f"::ffff:{host}" if as_six else host
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(3)
+        sock.connect((host, port))
+        return question(sock).server, sock.getpeername()[0]
+
+
+def ask_unconnected(host: str, port: int, times: int = 1, as_six: bool = False) -> list[tuple[str, str]]:
+    """Datagrams from one UDP socket that never connects: who answered each, and the answer's source."""
+    host = f"::ffff:{host}" if as_six else host
+    sock = strollers.get(host)
+    if sock is None:
+        sock = strollers[host] = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(3)
+    found = []
+    for _ in range(times):
+        try:
+            sock.sendto(b"?", (host, port))
+            said, peer = sock.recvfrom(2000)
+            found.append((said.decode().split()[0], peer[0]))
+        except OSError as error:
+            found.append((type(error).__name__, ""))
+    return found
+
+
+strollers: dict[str, socket.socket] = {}
+
+
 def ask_each(protocol: str, host: str, port: int, sources: Iterable[str]) -> list[Reply | str]:
     """One new connection from each address."""
     return [ask(protocol, host, port, source=(source, 0))[0] for source in sources]
@@ -314,6 +344,23 @@ def balance_sockets(pins: str = "") -> str:
     _applier = Applier(Linux(_hooks))
     lack: str = _hooks.lack()
     return lack
+
+
+def let_go_of_sockets() -> None:
+    """As a daemon that dies: what is pinned goes on."""
+    _hooks.close()
+
+
+def leave_sockets_alone() -> None:
+    """As a node that leaves its swarm."""
+    _hooks.discard()
+
+
+def end_connections(namespace: str, addresses: Iterable[Address]) -> int:
+    """As the agent does when endpoints left."""
+    from hivemesh.kernel import sockdiag
+
+    return sockdiag.end(namespace, set(addresses))
 
 
 def remove(namespace: str) -> None:
