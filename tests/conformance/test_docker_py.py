@@ -289,7 +289,7 @@ def test_container_runs_and_its_output_comes_back(client: Any) -> None:
 
 def test_container_that_fails_says_with_what(client: Any) -> None:
     container = client.containers.run(IMAGE, ["sh", "-c", "exit 3"], network="front", name="t-py", detach=True)
-    assert container.wait()["StatusCode"] == 3
+    assert container.wait(timeout=20)["StatusCode"] == 3
 
 
 def test_command_in_a_container_is_run_with_its_streams(client: Any) -> None:
