@@ -175,7 +175,7 @@ class Executor:
             await self._follow()
         except _Stop:
             self._say(TaskState.SHUTDOWN, "shutdown")
-        except HivemeshError as error:
+        except (HivemeshError, OSError) as error:  # the latter: a full disk
             failed = self._status.state >= TaskState.STARTING
             log.warning("task %s: %s", self.task.name, error)
             self._say(TaskState.FAILED if failed else TaskState.REJECTED, self._status.message, err=str(error))

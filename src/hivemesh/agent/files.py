@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from hivemesh.agent.private import refused
 from hivemesh.dns.hostconf import HostConf, container_hosts, container_resolv_conf
 from hivemesh.model.ids import NetworkID, TaskID
 from hivemesh.model.local import LocalNetwork
@@ -33,7 +34,8 @@ class SandboxFiles:
     ) -> dict[str, str]:
         """The files of `task`, by the path where each belongs in the container.
 
-        `hostname` is the container's; while it is not known, no name stands for the container's own addresses.
+        `hostname` is the container's; while it is not known, no name stands for the container's own addresses. Raises
+        `Unavailable` when the disk refuses.
         """
         spec = task.spec.container_spec
         addresses = [
@@ -47,14 +49,11 @@ class SandboxFiles:
             RESOLV_CONF: container_resolv_conf(host, spec.dns_config),
         }
         directory = self.directory(task.id)
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        found = {}
-        for target, text in texts.items():
-            path = directory / os.path.basename(target)
-            path.write_text(text)
-            path.chmod(0o644)  # whoever the container runs as
-            found[target] = str(path)
-        return found
+        try:
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            return {target: _write(directory / os.path.basename(target), text) for target, text in texts.items()}
+        except OSError as error:
+            raise refused(directory, error) from error
 
     def remove(self, task: TaskID) -> None:
         """The task's container is gone; so may be the files."""
@@ -66,3 +65,9 @@ class SandboxFiles:
             for directory in self._root.iterdir():
                 if directory.name not in tasks:
                     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> str:
+    path.write_text(text)
+    path.chmod(0o644)  # whoever the container runs as
+    return str(path)

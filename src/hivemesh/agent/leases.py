@@ -4,6 +4,7 @@ They are kept in a small file, so that a restarted daemon gives every sandbox wh
 out in turn: one that was just given back is the last to be used again, when nobody remembers it any more.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+from hivemesh.agent.private import refused
 from hivemesh.dataplane.plan.facts import GatewayLease, HostFacts
 from hivemesh.model.errors import Exhausted
 from hivemesh.model.ids import TaskID
 from hivemesh.model.service import PortConfig
+
+log = logging.getLogger("hivemesh.leases")
 
 FIRST = 3
 """The network itself, the bridge and `ingress_sbox` have the numbers 0 to 2."""
@@ -45,7 +49,7 @@ class Leases:
             self._state = _File()
 
     def acquire(self, task: TaskID, facts: HostFacts) -> GatewayLease:
-        """The lease of `task`, which may have it already. Raises `Exhausted`."""
+        """The lease of `task`, which may have it already. Raises `Exhausted`; `Unavailable` when the disk refuses."""
         known = self._state.leases.get(task)
         last = facts.gateway4.network.num_addresses - 2  # the very last is the broadcast address
         if known is None or known.number > last:
@@ -54,8 +58,13 @@ class Leases:
             if number is None:
                 raise Exhausted(f"no address is free on the gateway bridge ({facts.gateway4.network})")
             self._state.next = number + 1
-            known = self._state.leases[task] = _Lease(number)
-            self._save()
+            self._state.leases[task] = _Lease(number)
+            try:
+                self._save()
+            except OSError as error:
+                self._put_back(task, known)
+                raise refused(self._path, error) from error
+            known = self._state.leases[task]
         v4, v6 = facts.gateway4.network, facts.gateway6.network
         return GatewayLease(
             v4=IPv4Interface((v4.network_address + known.number, v4.prefixlen)),
@@ -65,7 +74,8 @@ class Leases:
     def host_ports(
         self, task: TaskID, ports: Iterable[PortConfig], busy: Callable[[], Collection[tuple[str, int]]] = tuple
     ) -> tuple[PortConfig, ...]:
-        """The host-mode ports among `ports`, with real numbers. `task` has a lease. Raises `Exhausted`.
+        """The host-mode ports among `ports`, with real numbers. `task` has a lease. Raises `Exhausted`, or
+        `Unavailable` when the disk refuses.
 
         `busy` says, by protocol, which numbers this node uses for anything else; it is asked only when one is chosen.
         """
@@ -88,7 +98,11 @@ class Leases:
                         raise Exhausted(f"no host port from {HOST_PORTS.start} up is free")
                     self._state.next_port = number + 1
                     lease.ports[key] = number
-                    self._save()
+                    try:
+                        self._save()
+                    except OSError as error:
+                        del lease.ports[key]
+                        raise refused(self._path, error) from error
                 port = msgspec.structs.replace(port, published_port=lease.ports[key])
             found.append(port)
         return tuple(found)
@@ -96,14 +110,27 @@ class Leases:
     def release(self, task: TaskID) -> None:
         """Give back; what is not held is fine."""
         if self._state.leases.pop(task, None):
-            self._save()
+            self._try_to_save()
 
     def keep(self, tasks: Collection[TaskID]) -> None:
         """Give back what all others hold."""
         kept = {task: lease for task, lease in self._state.leases.items() if task in tasks}
         if len(kept) != len(self._state.leases):
             self._state.leases = kept
+            self._try_to_save()
+
+    def _put_back(self, task: TaskID, lease: _Lease | None) -> None:
+        if lease is None:
+            del self._state.leases[task]
+        else:
+            self._state.leases[task] = lease
+
+    def _try_to_save(self) -> None:
+        """What was given back and is still in the file costs a number until the next change is written, no more."""
+        try:
             self._save()
+        except OSError as error:
+            log.warning("%s", refused(self._path, error))
 
     def _save(self) -> None:
         temporary = self._path.with_suffix(".new")

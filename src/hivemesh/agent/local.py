@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from hivemesh.agent.facts import GATEWAY_POOL
+from hivemesh.agent.private import refused
 from hivemesh.agent.repairs import Repairs
 from hivemesh.clock import Clock
 from hivemesh.cnm import local
@@ -55,6 +56,7 @@ class LocalNetworks:
         self._told: list[Told] = []
         self.repairs = Repairs()
         self._load()
+        self._settled = dict(self._networks)  # as on disk, but for the default bridge
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -86,8 +88,8 @@ class LocalNetworks:
         found = next((network for network in self._networks.values() if network.is_default), None)
         if found is None:
             found = local.default_bridge(_new_id(), self._clock.now(), self._around())
-            self._networks[found.id] = found
-            self._save()
+            self._networks[found.id] = self._settled[found.id] = found
+            self._try_to_save()
         return found
 
     def known(self, identifier: NetworkID) -> LocalNetwork | None:
@@ -199,7 +201,7 @@ class LocalNetworks:
         now = self._ids(task.id)
         if not self._used_default and any(self._networks[i].is_default for i in now):
             self._used_default = True
-            self._save()
+            self._try_to_save()
         for identifier in () if quiet else before - now:
             self._tell("disconnect", self._networks[identifier], task.status.container_id)
         for identifier in () if quiet else now - before:
@@ -259,9 +261,22 @@ class LocalNetworks:
     # --- on disk ----------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        self._save()
+        """Raises `Unavailable` when the disk refuses; then everything is as it was."""
+        try:
+            self._save()
+        except OSError as error:
+            self._networks = dict(self._settled)
+            raise refused(self._path, error) from error
+        self._settled = dict(self._networks)
         self.needed.set()
         self._wake()
+
+    def _try_to_save(self) -> None:
+        """What the default bridge is need not be remembered: it is made anew."""
+        try:
+            self._save()
+        except OSError as error:
+            log.warning("%s", refused(self._path, error))
 
     def _save(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

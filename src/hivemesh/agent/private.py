@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from hivemesh.model.errors import Unavailable
+
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file in one step, readable by its owner only, and on disk when this returns."""
@@ -22,3 +24,11 @@ def write_private(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def refused(path: Path, error: OSError) -> Unavailable:
+    """What to say when the disk takes nothing."""
+    return Unavailable(
+        f"cannot write {path}: {error.strerror or error}; nothing was changed: free some space there, or make the file "
+        "system writable, and try again"
+    )

@@ -31,6 +31,7 @@ from hivemesh.wire.control import (
     MAX_FRAME,
     REFUSAL_HEADER,
     Ack,
+    ExamineWanted,
     FromAgent,
     FromManager,
     Heartbeat,
@@ -106,6 +107,7 @@ class Session:
         describe: Describe,
         clock: Clock,
         logs: Callable[[LogsWanted | LogsUnwanted, str], None] = lambda frame, manager: None,
+        examine: Callable[[ExamineWanted, str], None] = lambda frame, manager: None,
     ) -> None:
         self.identity = identity
         self.state: State = "connecting"
@@ -117,6 +119,7 @@ class Session:
         self._describe = describe
         self._clock = clock
         self._logs = logs
+        self._examine = examine
         self._changed = asyncio.Condition()
         self._reports: dict[TaskID, TaskStatus] = {}  # the latest of each task until the view shows it
         self._unsent: set[TaskID] = set()
@@ -255,6 +258,9 @@ class Session:
                 if isinstance(frame, LogsWanted | LogsUnwanted):
                     self._logs(frame, manager)
                     continue
+                if isinstance(frame, ExamineWanted):
+                    self._examine(frame, manager)
+                    continue
                 if isinstance(frame, Snapshot):
                     self.view = {key_of(item): item for item in frame.items}
                 elif complete and frame.base == self.revision:
@@ -287,7 +293,10 @@ class Session:
         _give_up_after(ws, MISSED * welcome.heartbeat)
         self.labels = welcome.labels
         self._due_role, self._due_issuer = welcome.role, welcome.issuer
-        self.identity = self.identity.with_managers(welcome.managers).with_roots(welcome.roots)
+        try:
+            self.identity = self.identity.with_managers(welcome.managers).with_roots(welcome.roots)
+        except OSError as error:  # a full disk: as before, then; a new root waits until this node trusts it
+            log.warning("this node cannot remember who the managers are: %s", error)
         self._certificate_due.set()
         return asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat")
 
@@ -400,7 +409,7 @@ class Session:
     async def _renewed(self) -> bool:
         try:
             renewed = await renew(self.identity)
-        except HivemeshError as error:
+        except (HivemeshError, OSError) as error:  # the latter: a full disk
             log.warning("cannot renew the certificate of this node yet: %s", error)
             return False
         log.info("renewed the certificate of this node")

@@ -318,7 +318,8 @@ def _refusal(directory: Path, error: sqlite3.Error) -> Exception:
         return Unavailable(
             f"the disk under {directory} is full: nothing was changed; free some space there and try again"
         )
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+    read_only = code == sqlite3.SQLITE_IOERR and _is_read_only(directory)
+    if read_only or code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return Unavailable(
             f"the store under {directory} cannot be written ({error}): nothing was changed; check that the file system "
             "is mounted read-write and that its owner is this user"
@@ -326,6 +327,14 @@ def _refusal(directory: Path, error: sqlite3.Error) -> Exception:
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return Invalid(f"the store {directory / FILE} is damaged ({error}): restore it from a backup or remove it")
     return Unavailable(f"the store under {directory} refused to write ({error}): nothing was changed; try again")
+
+
+def _is_read_only(directory: Path) -> bool:
+    """As file systems become when their disk fails them."""
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _is_full(directory: Path) -> bool:

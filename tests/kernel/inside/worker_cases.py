@@ -476,6 +476,33 @@ async def test_damage_is_found_and_repaired(machine: Machine, damage: str) -> No
         assert machine.manager.state(a_task(1)) == TaskState.RUNNING
 
 
+async def test_full_disk_rejects_new_tasks_and_leaves_the_others_alone(machine: Machine) -> None:
+    kept, late, retried = a_task(1), a_task(2), a_task(3)
+    async with machine.worker() as worker:
+        await running(machine, worker, kept)
+        agent = machine.root / "agent"
+        await asyncio.sleep(1.2)  # the view is on disk
+        sh(f"mkdir {agent}.disk; mount -t tmpfs -o size=128k small {agent}.disk; cp -a {agent}/. {agent}.disk/")
+        sh(f"mount --move {agent}.disk {agent}; rmdir {agent}.disk")
+        try:
+            with (agent / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while filler.write(b"x" * 4096):
+                    pass
+            machine.manager.task(late)
+            machine.manager.send(worker)
+            await until(lambda: machine.manager.state(late) == TaskState.REJECTED)
+            assert "No space left on device" in machine.manager.reports[late.id][-1].err
+            assert "free some space there" in machine.manager.reports[late.id][-1].err
+            assert await served("http://198.51.100.11:8090/")
+            (agent / "filler").unlink()
+            machine.manager.task(retried)
+            machine.manager.send(worker)
+            await until(lambda: machine.manager.state(retried) == TaskState.RUNNING)
+            assert machine.manager.state(kept) == TaskState.RUNNING
+        finally:
+            sh(f"umount {agent}")
+
+
 async def test_unchanged_view_touches_nothing(machine: Machine) -> None:
     async with machine.worker() as worker:
         await running(machine, worker, a_task(1))

@@ -1,5 +1,6 @@
 """Leases of gateway addresses and open host ports."""
 
+import errno
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from hivemesh.agent.leases import HOST_PORTS, Leases
 from hivemesh.dataplane.plan.facts import HostFacts
-from hivemesh.model.errors import Exhausted
+from hivemesh.model.errors import Exhausted, Unavailable
 from hivemesh.model.ids import TaskID
 from hivemesh.model.service import PortConfig
 
@@ -92,3 +93,23 @@ def test_open_host_port_is_none_that_somebody_uses_and_one_target_may_have_two(t
     chosen = leases.host_ports(TaskID("a"), asked, lambda: busy)
     assert [port.published_port for port in chosen] == [first + 1, first + 3]
     assert leases.host_ports(TaskID("a"), asked, lambda: {("tcp", first + 1)}) == chosen, "its own are no trouble"
+
+
+def test_full_disk_grants_nothing_and_forgets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = Leases(tmp_path / "leases.json")
+    first = leases.acquire(TaskID("a"), facts())
+
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(Unavailable, match=r"leases\.json: No space left on device; nothing was changed: free some"):
+            leases.acquire(TaskID("b"), facts())
+        with pytest.raises(Unavailable, match="No space left"):
+            leases.host_ports(TaskID("a"), [PortConfig(target_port=80, publish_mode="host")])
+        assert leases.acquire(TaskID("a"), facts()) == first
+        leases.release(TaskID("a"))
+    second = leases.acquire(TaskID("b"), facts())
+    assert second != first
+    assert Leases(tmp_path / "leases.json").acquire(TaskID("b"), facts()) == second

@@ -1,5 +1,6 @@
 """What plain containers are granted, on networks of the node and of the swarm at once."""
 
+import errno
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
@@ -243,6 +244,24 @@ async def test_networks_outlive_the_daemon(tmp_path: Path, networks: LocalNetwor
     assert again.default() == default
     assert default in again.in_kernel
     assert again.needed.is_set()
+
+
+def test_full_disk_makes_and_removes_no_network(
+    tmp_path: Path, networks: LocalNetworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = networks.all
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(Unavailable, match=r"No space left on device; nothing was changed"):
+            networks.create(LocalSpec(name="new"))
+        with pytest.raises(Unavailable, match="free some space there"):
+            networks.remove("mine")
+        assert networks.all == before
+    networks.create(LocalSpec(name="new"))
+    assert [network.name for network in LocalNetworks(tmp_path, SystemClock()).all] == ["also", "bridge", "mine", "new"]
 
 
 def test_default_bridge_has_no_device_until_a_container_is_on_it(tmp_path: Path) -> None:

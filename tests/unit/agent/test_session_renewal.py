@@ -1,6 +1,7 @@
 """An agent renews its certificate in time, and keeps trying."""
 
 import asyncio
+import errno
 import time
 from ipaddress import ip_address
 from pathlib import Path
@@ -60,15 +61,20 @@ async def pass_time(clock: ManualClock, seconds: float) -> None:
     await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("refusal", [Unavailable("no manager"), OSError(errno.ENOSPC, "No space left on device")])
 async def test_certificate_is_renewed_between_half_and_four_fifths_of_its_life(
-    identity: Identity, clock: ManualClock, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    identity: Identity,
+    clock: ManualClock,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Exception,
 ) -> None:
     renewed: list[float] = []
 
     async def renew(known: Identity) -> Identity:
         renewed.append(clock.now())
         if len(renewed) == 1:
-            raise Unavailable("no manager")
+            raise refusal
         known.renew(*sign(authority, clock.now()))
         return known
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -121,3 +123,26 @@ async def test_closing_ends_watches_and_refuses_commits(tmp_path: Path) -> None:
         assert await watching == 1
     with pytest.raises(Unavailable, match="closed"):
         await store.commit([Put("a", b"2")])
+
+
+async def test_a_file_system_that_became_read_only_is_named_as_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an error of the disk: writes to what is open fail with EIO or EROFS: to SQLite they are one."""
+    store = await SqliteStore.open(tmp_path)
+    try:
+        await store.commit([Put("kept", b"1")])
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        found = os.statvfs(tmp_path)
+        values = list(found)
+        values[8] |= os.ST_RDONLY
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+            patched.setattr(store, "_apply", Mock(side_effect=error))
+            with pytest.raises(Unavailable, match=r"cannot be written .* nothing was changed; check .* read-write"):
+                await store.commit([Put("kept", b"2")])
+        assert [entry.value for entry in (await store.snapshot()).entries] == [b"1"]
+        await store.commit([Put("kept", b"3")])
+    finally:
+        await store.close()
