@@ -13,7 +13,7 @@ NETWORKS: dict[tuple[str, ...], str] = {
     ("--subnet", "224.0.0.0/24", "new"): "not a range for hosts",
     ("--subnet", "198.51.100.0/24", "new"): "the address of a node",
     ("--subnet", "10.78.0.0/24", "--gateway", "10.79.0.1", "new"): "no matching subnet for gateway 10.79.0.1",
-    ("--driver", "nosuch", "new"): "unsupported driver nosuch",
+    ("--driver", "nosuch", "new"): 'plugin "nosuch" not found',
     ("--ipam-driver", "nosuch", "new"): "IPAM driver 'nosuch' is not supported",
     ("--opt", "nosuch=1", "new"): "network option 'nosuch' is not supported",
     ("tiny",): "network with name tiny already exists",

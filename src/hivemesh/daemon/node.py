@@ -139,9 +139,11 @@ class Daemon:
             return "locked"
         if self._session is not None and self._session.state == "removed":
             return "error"
+        if self._error:
+            return "error"
         if self.manager is None and self._session is not None and self._session.state == "connecting":
             return "pending"
-        return "error" if self._error else "active"
+        return "active"
 
     @property
     def error(self) -> str:
