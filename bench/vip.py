@@ -1,7 +1,8 @@
 """What a virtual address costs: a task on n1 asks a task on n2, by its own address and by its service's VIP.
 
 The first way is the yardstick: a network whose only service is reached by its tasks' addresses (`dnsrr`), so that no
-sandbox has anything to balance and nothing is tracked. The second way has the balancer beside it, unused.
+sandbox has anything to balance and nothing is tracked. The second way has the balancer beside it, unused. A service
+whose label names nftables is balanced by that alone; one without a label by sockets, where the kernel allows it.
 """
 
 import os
@@ -21,6 +22,11 @@ PLAIN, BALANCED = "plain", "balanced"
 def main(bed: Lab) -> None:
     """Prints a table each for keep-alive, a connection per request, and one stream; then what the first two cost."""
     services = {"direct": (PLAIN, ""), "nftables": (BALANCED, "nftables")}
+    said = dict(bed.node("n1").api("GET", "/info")["FirewallBackend"]["Info"])["Socket balancing"]
+    if said == "on":
+        services["sockets"] = (BALANCED, "")
+    else:
+        print(f"sockets are not balanced here ({said}): only nftables is measured")
     if IPVS.exists():
         services["ipvs"] = (BALANCED, "ipvs")
     else:
@@ -29,7 +35,7 @@ def main(bed: Lab) -> None:
         rig.network(bed, network)
     for name, (network, engine) in services.items():
         spec = rig.on_network(rig.service(f"vip-{name}", 1, [], "n2"), network)
-        spec["EndpointSpec"] = {"Mode": "vip" if engine else "dnsrr"}
+        spec["EndpointSpec"] = {"Mode": "vip" if network == BALANCED else "dnsrr"}
         spec["Labels"] = {"hivemesh.balancer": engine} if engine else {}
         rig.create(bed, spec)
     for network in (PLAIN, BALANCED):
@@ -57,6 +63,8 @@ def _measure(bed: Lab, services: dict[str, tuple[str, str]]) -> None:
         "task's address, a VIP beside it": (BALANCED, targets["nftables"]),
         "VIP, nftables": (BALANCED, rig.vip(bed, "vip-nftables")),
     }
+    if "sockets" in services:
+        routes["VIP, sockets"] = (BALANCED, rig.vip(bed, "vip-sockets"))
     if "ipvs" in services:
         routes["VIP, IPVS"] = (BALANCED, rig.vip(bed, "vip-ipvs"))
     n1 = bed.node("n1")
