@@ -32,6 +32,7 @@ from hivemesh.wire.control import (
     RenewRequest,
     TellRequest,
 )
+from hivemesh.wire.trace import Answered, Examined, ExamineRequest
 
 log = logging.getLogger("hivemesh.agent")
 
@@ -188,6 +189,20 @@ async def attach(identity: Identity, request: AttachRequest) -> AttachReply:
 async def detach(identity: Identity, task: TaskID) -> None:
     """The container is gone from all its networks. Raises as `attach` does."""
     await _any("POST", "/v1/detach", identity, codec.to_json(DetachRequest(task=task)))
+
+
+async def examine(identity: Identity, request: ExamineRequest) -> Examined:
+    """What another node sees of a packet's way, by any manager. Raises as `attach` does."""
+    manager, answer = await _any("POST", "/v1/examine", identity, codec.to_json(request))
+    try:
+        return codec.from_json(answer, Examined)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
+
+
+async def tell_examined(identity: Identity, manager: str, answered: Answered) -> None:
+    """Answer the manager (host:port) that asked. Raises `Unavailable`, or `Forbidden` when it waits no more."""
+    await _call("POST", manager, "/v1/examined", identity.client_context(), codec.to_json(answered))
 
 
 async def ask(identity: Identity, path: str) -> bytes:

@@ -136,6 +136,11 @@ class NodeNetwork:
         self._touch = asyncio.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="kernel")
 
+    @property
+    def plans(self) -> dict[str, NamespacePlan]:
+        """What the kernel was last made to hold, by namespace; without what failed."""
+        return dict(self._applied)
+
     def want(self, view: ViewParts, revision: int, *, sweep: bool = False) -> None:
         """Make the kernel agree with `view`; with `sweep` also remove ours that nobody wants."""
         if self._view is None or sweep:

@@ -33,6 +33,7 @@ from hivemesh.config import RUN_DIR
 from hivemesh.dataplane.balancer.engines import BASE
 from hivemesh.dataplane.balancer.engines import Engine as Balancer
 from hivemesh.engine.api import TASK_LABEL, ContainerInfo, Engine
+from hivemesh.kernel.api import NamespacePlan
 from hivemesh.kernel.sockethooks import SocketHooks
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError
@@ -147,6 +148,16 @@ class Worker:
         """The engine's id of a task's container, once it has one."""
         item = self._parts.tasks.get(task) if self._parts is not None else None
         return item.task.status.container_id if item is not None else ""
+
+    @property
+    def parts(self) -> ViewParts | None:
+        """The view by kind of item; None until there is one."""
+        return self._parts
+
+    @property
+    def plans(self) -> dict[str, NamespacePlan]:
+        """What the kernel was last made to hold, by namespace."""
+        return self._network.plans
 
     async def equal_to_plan(self) -> list[str]:
         """Every difference between the kernel and what it should hold; [] means equal."""

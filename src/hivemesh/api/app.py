@@ -27,6 +27,7 @@ from hivemesh.api import (
     swarm,
     system,
     tasks,
+    trace,
 )
 from hivemesh.api.errors import ApiError, status_of
 from hivemesh.api.http import LOCAL, MAX_BODY, MAX_VERSION, MIN_VERSION, message, version_text
@@ -65,6 +66,7 @@ def create_app(local: LocalNode) -> web.Application:
         secrets,
         tasks,
         networks,
+        trace,
         events,
         attached,
         containers,

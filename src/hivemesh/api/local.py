@@ -11,6 +11,7 @@ from hivemesh.model.ids import NodeID
 from hivemesh.registry import Registries
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
+from hivemesh.wire.trace import Question, Trace
 
 if TYPE_CHECKING:
     from hivemesh.agent.attached import AttachedContainers
@@ -145,6 +146,12 @@ class LocalNode(Protocol):
     async def network(self, ref: str) -> Insight:
         """One network with everybody on it, by id, name or beginning of the id. Raises `NotFound`, or `Unavailable`
         when this node does not know it and no manager answers.
+        """
+        ...
+
+    async def trace(self, question: Question) -> Trace:
+        """The way of a packet. Raises `Invalid` or `NotFound` when the question leads nowhere, `Unavailable` outside a
+        swarm or before this node knows its networks.
         """
         ...
 

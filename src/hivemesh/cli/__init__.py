@@ -15,6 +15,7 @@ COMMANDS = {
     "network": ("hivemesh.cli.network:network", "Networks that span the swarm"),
     "secret": ("hivemesh.cli.secret:secret", "Secrets: files that only some tasks may know"),
     "config": ("hivemesh.cli.config:config", "Configs: files for tasks"),
+    "trace": ("hivemesh.cli.trace:trace", "Show the way of a packet, hop by hop"),
     "info": ("hivemesh.cli.system:info", "Show this machine and its place in a swarm"),
     "version": ("hivemesh.cli.system:version", "Show the versions of command and daemon"),
     "system": ("hivemesh.cli.system:system", "This machine: what it is, what fills its disk"),

@@ -28,6 +28,7 @@ from hivemesh.control import (
     services,
     swarm,
 )
+from hivemesh.control.examiner import Examiner
 from hivemesh.control.grants import Cursors
 from hivemesh.control.logs import LogDesk
 from hivemesh.model import ids
@@ -88,6 +89,7 @@ class Manager:
         self._new_id = new_id
         self._cursors = Cursors()
         self._wake: float | None = None
+        self.examiner: Examiner | None = None  # asks agents what lies on a packet's way
         self.logs: LogDesk | None = None  # where agents can be asked for the output of tasks
 
     async def run(self) -> None:

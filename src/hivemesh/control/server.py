@@ -48,6 +48,7 @@ from hivemesh.wire.control import (
     RenewRequest,
     TellRequest,
 )
+from hivemesh.wire.trace import Answered, ExamineRequest
 
 log = logging.getLogger("hivemesh.server")
 
@@ -162,6 +163,8 @@ class ClusterServer:
                 web.post("/v1/attach", self._attach),
                 web.post("/v1/detach", self._detach),
                 web.post("/v1/logs/{id}", self._receive_logs),
+                web.post("/v1/examine", self._examine),
+                web.post("/v1/examined", self._examined),
                 web.post("/v1/manager", self._become_manager),
                 web.get("/v1/members", self._members),
                 web.post("/v1/tell", self._tell),
@@ -254,6 +257,22 @@ class ClusterServer:
             await self._manager.logs.receive(request.match_info["id"], peer.node_id, request.content.iter_any())
         except ValueError as error:
             raise Invalid(f"malformed logs: {error}") from None
+        return web.Response(status=204)
+
+    async def _examine(self, request: web.Request) -> web.Response:
+        """Members may see what lies on a packet's way; it is as little a secret as networks are."""
+        self._member(request)
+        if self._manager.examiner is None:
+            raise Unavailable("this manager cannot ask other nodes yet: try again in a moment")
+        asked = await _body(request, ExamineRequest)
+        return _json(await self._manager.examiner.examine(asked.vtep, asked.leg))
+
+    async def _examined(self, request: web.Request) -> web.Response:
+        _, peer = self._member(request)
+        if self._manager.examiner is None:
+            raise Forbidden("this manager asked nobody")
+        answered = await _body(request, Answered)
+        self._manager.examiner.answered(answered.id, peer.node_id, answered.examined)
         return web.Response(status=204)
 
     async def _networks(self, request: web.Request) -> web.Response:

@@ -20,6 +20,7 @@ from hivemesh.agent.identity import Identity
 from hivemesh.clock import Clock
 from hivemesh.config import DaemonConfig
 from hivemesh.control.dispatcher import Dispatcher
+from hivemesh.control.examiner import Examiner
 from hivemesh.control.logs import LogDesk
 from hivemesh.control.manager import Manager
 from hivemesh.control.members import Members, act_at
@@ -39,7 +40,15 @@ from hivemesh.store.leader import Alone, Election, EtcdElection
 from hivemesh.store.sealed import SealedStore
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction
-from hivemesh.wire.control import FromManager, LogsUnwanted, LogsWanted, ManagerReply, ManagerRequest, TellRequest
+from hivemesh.wire.control import (
+    ExamineWanted,
+    FromManager,
+    LogsUnwanted,
+    LogsWanted,
+    ManagerReply,
+    ManagerRequest,
+    TellRequest,
+)
 
 log = logging.getLogger("hivemesh.managers")
 
@@ -99,6 +108,7 @@ class ManagerRole:
             self._elect(backing)
             manager = Manager(tables, self._clock, me=self._me, elected=lambda: self._election.leader)
             manager.logs = LogDesk(tables, self._tell, self._clock)
+            manager.examiner = Examiner(tables, self._tell)
             facts = self._identity().facts
             self._server = server = ClusterServer(
                 manager,
@@ -193,7 +203,7 @@ class ManagerRole:
             return await self._server.dispatcher.tell(node, frame)
         manager = self.manager
         leader = manager.tables.view.get(Node, manager.leader) if manager and manager.leader else None
-        if leader is None or not isinstance(frame, LogsWanted | LogsUnwanted):
+        if leader is None or not isinstance(frame, LogsWanted | LogsUnwanted | ExamineWanted):
             return False
         frame = msgspec.structs.replace(frame, manager=self._identity().manager_addr)
         return await membership.tell(self._identity(), leader.manager_addr, TellRequest(node=node, frame=frame))

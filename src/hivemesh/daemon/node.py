@@ -30,6 +30,7 @@ from hivemesh.config import DaemonConfig
 from hivemesh.control.manager import Manager
 from hivemesh.daemon import etcd, founding
 from hivemesh.daemon.manager import ManagerRole
+from hivemesh.daemon.tracing import Tracing
 from hivemesh.dataplane.apply import Applier
 from hivemesh.engine.api import Engine, EngineInfo
 from hivemesh.engine.podman import PodmanEngine
@@ -48,6 +49,7 @@ from hivemesh.registry import Registries
 from hivemesh.wire.control import View
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
+from hivemesh.wire.trace import Question, Trace
 
 log = logging.getLogger("hivemesh.daemon")
 
@@ -87,6 +89,7 @@ class Daemon:
         self._hooks = SocketHooks(config.run_dir / "bpf")
         self._session: Session | None = None
         self._worker: Worker | None = None
+        self._tracing: Tracing | None = None
         self._attached: AttachedContainers | None = None
         self._local = LocalNetworks(config.data_dir / "local", clock)
         self._registries = Registries()
@@ -232,6 +235,11 @@ class Daemon:
             raise NotFound(f"network {ref} not found")
         return await inquiry.network(self._identity, self._session.view if self._session else {}, ref)
 
+    async def trace(self, question: Question) -> Trace:
+        if self._tracing is None:
+            raise Unavailable(NOT_IN)
+        return await self._tracing.trace(question)
+
     async def drift(self) -> list[str]:
         if self._plain is not None:
             return await self._plain.network.differences()
@@ -302,7 +310,7 @@ class Daemon:
             if was_manager:
                 await ManagerRole(lambda: identity, self._config, self.clock).dissolve(last=alone)
             identities.forget(self.data_dir)
-            self._identity = self._worker = None
+            self._identity = self._worker = self._tracing = None
             self._error = ""
             self._start_plain()
 
@@ -467,7 +475,22 @@ class Daemon:
                 attached.assign(view)
 
             sender = LogSender(self._engine, lambda: session.identity, lambda task: worker.container_of(task))
-            session = Session(identity, assign=assign, describe=self._describe, clock=self.clock, logs=sender.heed)
+            linux = Linux(self._hooks)
+            tracing = Tracing(
+                node=self.name,
+                linux=linux,
+                worker=lambda: worker,
+                identity=lambda: session.identity,
+                manager=lambda: self.manager,
+            )
+            session = Session(
+                identity,
+                assign=assign,
+                describe=self._describe,
+                clock=self.clock,
+                logs=sender.heed,
+                examine=tracing.heed,
+            )
             self._session = session
             serving = asyncio.Event()
             acting = tasks.create_task(self._act(session, serving), name="manager")
@@ -478,7 +501,7 @@ class Daemon:
             worker = Worker(
                 port=session,
                 engine=self._engine,
-                applier=Applier(Linux(self._hooks)),
+                applier=Applier(linux),
                 resolver=Resolver(self._config.run_dir / "resolver.sock", clock=self.clock),
                 data_dir=self.data_dir,
                 vtep=identity.facts.vtep,
@@ -498,7 +521,7 @@ class Daemon:
                 clock=self.clock,
                 local=self._local,
             )
-            self._worker, self._attached = worker, attached
+            self._worker, self._attached, self._tracing = worker, attached, tracing
             working = tasks.create_task(worker.run(), name="worker")
             beside = tasks.create_task(attached.run(), name="attached containers")
             connection = tasks.create_task(self._connect(session), name="session")
@@ -507,6 +530,7 @@ class Daemon:
                 await connection
             finally:
                 await sender.close()
+                await tracing.close()
             working.cancel()
             beside.cancel()
             announcing.cancel()

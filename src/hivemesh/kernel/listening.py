@@ -25,10 +25,20 @@ def doors_of(pid: int) -> frozenset[Door]:
 
     Empty when the process has ended.
     """
+    return _doors(str(pid))
+
+
+def doors_in(namespace: str) -> frozenset[Door]:
+    """The same for the namespace at that path. Raises `FileNotFoundError` when there is none."""
+    return inside(namespace, lambda: _doors("thread-self"))
+
+
+def _doors(process: str) -> frozenset[Door]:
     found: set[Door] = set()
     for protocol, table, state in _TABLES:
         with contextlib.suppress(OSError):  # no IPv6 here, or it has just ended
-            found.update((protocol, port) for port in _open_ports(Path(f"/proc/{pid}/net/{table}").read_text(), state))
+            text = Path(f"/proc/{process}/net/{table}").read_text()
+            found.update((protocol, port) for port in _open_ports(text, state))
     return frozenset(found)
 
 

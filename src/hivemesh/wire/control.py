@@ -13,6 +13,7 @@ from hivemesh.model.network import Subnet
 from hivemesh.model.node import NodeDescription
 from hivemesh.model.service import Balance, ContainerSpec, PortConfig
 from hivemesh.model.task import Attachment, Task, TaskStatus
+from hivemesh.wire.trace import Leg
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", array_like=False):
@@ -271,7 +272,15 @@ class LogsUnwanted(Frame, frozen=True, kw_only=True, tag="no-logs"):
     manager: str = ""
 
 
-FromManager = Welcome | Snapshot | Delta | LogsWanted | LogsUnwanted
+class ExamineWanted(Frame, frozen=True, kw_only=True, tag="examine"):
+    """Look at the part of a packet's way that lies with you: `POST /v1/examined` with the same id."""
+
+    id: str
+    leg: Leg
+    manager: str = ""  # host:port of who wants it, if not the one that says so
+
+
+FromManager = Welcome | Snapshot | Delta | LogsWanted | LogsUnwanted | ExamineWanted
 
 # Why a manager closes a session: web socket codes of the private range (RFC 6455, 7.4.2).
 CLOSE_FAILED = 1011  # a bug on the manager's side; its log has it
@@ -351,7 +360,7 @@ class TellRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/tell`: pass a frame on to a node's session, which the leader has. Answered 204, or 404."""
 
     node: NodeID
-    frame: LogsWanted | LogsUnwanted
+    frame: LogsWanted | LogsUnwanted | ExamineWanted
 
 
 # --- containers that are no task's (HTTPS, any member for itself) --------------------------------------------------

@@ -36,6 +36,7 @@ from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
 from hivemesh.wire.insight import Insight, Insights
 from hivemesh.wire.registryauth import RegistryAuth
+from hivemesh.wire.trace import Question, Trace
 
 PATIENCE = 20.0
 
@@ -152,6 +153,9 @@ class Machine:
 
     async def drift(self) -> list[str]:
         return []
+
+    async def trace(self, question: Question) -> Trace:
+        raise Unavailable("this machine has no kernel of its own")
 
     async def _act(self, tables: Tables) -> None:
         """The agents of the cluster: what should run runs, what should not is gone. Images called `bad` never start."""
