@@ -85,11 +85,21 @@ class Map:
             _bpf(_UPDATE_BATCH, self._batch(0, 0, _at(keys), _at(values), len(part)))
 
     def remove(self, keys: Collection[bytes]) -> None:
-        """What is not there is fine."""
-        for key in keys:
-            buffer = ctypes.create_string_buffer(key, self.spec.key)
-            with contextlib.suppress(FileNotFoundError):
-                _bpf(_MAP_DELETE, struct.pack("=IIQQQ", self.handle, 0, _at(buffer), 0, 0))
+        """Many with one call; what is not there is fine."""
+        many = list(keys)
+        for start in range(0, len(many), _BATCH):
+            part = many[start : start + _BATCH]
+            buffer = ctypes.create_string_buffer(b"".join(part), len(part) * self.spec.key)
+            try:
+                _bpf(_DELETE_BATCH, self._batch(0, 0, _at(buffer), 0, len(part)))
+            except FileNotFoundError:  # it stopped at one that is not there
+                for key in part:
+                    self._remove(key)
+
+    def _remove(self, key: bytes) -> None:
+        buffer = ctypes.create_string_buffer(key, self.spec.key)
+        with contextlib.suppress(FileNotFoundError):
+            _bpf(_MAP_DELETE, struct.pack("=IIQQQ", self.handle, 0, _at(buffer), 0, 0))
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All of them, as they are on the way through."""
@@ -172,7 +182,7 @@ def pinned(path: Path) -> int:
 def mount(path: Path) -> None:
     """Have a file system for pins there, a new one if there is none."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if str(path) in _mounts("bpf"):
+    if str(path.resolve()) in _mounts("bpf"):
         return
     if _libc.mount(b"bpf", os.fsencode(path), b"bpf", 0, b"mode=0700"):
         code = ctypes.get_errno()
@@ -181,7 +191,7 @@ def mount(path: Path) -> None:
 
 def unmount(path: Path) -> None:
     """Take it away, with all that is pinned there; gone already is fine."""
-    if str(path) in _mounts("bpf"):
+    if str(path.resolve()) in _mounts("bpf"):
         _libc.umount2(os.fsencode(path), _MNT_DETACH)
     with contextlib.suppress(OSError):
         path.rmdir()

@@ -229,6 +229,7 @@ class SocketHooks:
             self._entries.setdefault(cookie_of(key), {})[key] = steady(value)
             self._users[group] += 1
         self._maps[ENTRIES].remove(stale)
+        self._cookies = {name: cookie for name, cookie in self._cookies.items() if cookie in self._entries}
         for group, found in slots.items():
             self._last_group = max(self._last_group, group)
             self._slots[group] = b"".join(found[slot] for slot in sorted(found))
@@ -243,7 +244,7 @@ class SocketHooks:
         """Make the namespace's entries those of `wanted`; how many changed. Raises `FileNotFoundError` when there is no
         such namespace."""
         with self._lock:
-            if not self._maps:
+            if not self._maps or not (wanted or namespace in self._cookies):
                 return 0
             cookie = _cookie(namespace)
             if self._cookies.get(namespace, cookie) != cookie:

@@ -41,9 +41,9 @@ class MapSpec:
 
 ENTRIES, SLOTS, MEMBERS, FLOWS, PEERS = "entries", "slots", "members", "flows", "peers"
 MAPS = {
-    ENTRIES: MapSpec(kind=HASH, key=24, value=24, most=1 << 18, flags=ON_DEMAND),
+    ENTRIES: MapSpec(kind=HASH, key=24, value=24, most=1 << 17, flags=ON_DEMAND),
     SLOTS: MapSpec(kind=HASH, key=8, value=16, most=1 << 18, flags=ON_DEMAND),
-    MEMBERS: MapSpec(kind=HASH, key=20, value=4, most=1 << 18, flags=ON_DEMAND),
+    MEMBERS: MapSpec(kind=HASH, key=20, value=4, most=1 << 17, flags=ON_DEMAND),
     # the kernel drops what was not used for longest: UDP apart from TCP, which only loses a name of its peer
     FLOWS: MapSpec(kind=LRU_HASH, key=32, value=24, most=1 << 15),
     PEERS: MapSpec(kind=LRU_HASH, key=32, value=24, most=1 << 14),
