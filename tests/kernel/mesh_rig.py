@@ -380,6 +380,35 @@ def differences(plans: Iterable[NamespacePlan]) -> list[str]:
     return [d for plan in plans for d in _applier.differences(plan)]
 
 
+def traced(plans: Iterable[NamespacePlan], view: Any, question: Any, vtep: str) -> Any:
+    """This node's hops of a trace: those all ways share, and of each way with the leg that another node must see."""
+    import asyncio
+
+    from hivemesh.cnm.node import parts_of
+    from hivemesh.kernel.linux import Linux
+    from hivemesh.model.errors import Unavailable
+    from hivemesh.trace import tracer
+
+    asked: dict[Address, Any] = {}
+
+    async def elsewhere(there: Address, leg: Any) -> Any:
+        asked[leg.destination] = leg
+        raise Unavailable("another node of this test")
+
+    held = {plan.namespace: plan for plan in plans}
+    own = ipaddress.ip_address(vtep)
+    found = asyncio.run(tracer.trace(Linux(_hooks), "here", parts_of(view), held, question, own, elsewhere))
+    return found.begin, [(way.hops, asked.get(way.backend)) for way in found.ways]
+
+
+def examined(plans: Iterable[NamespacePlan], leg: Any) -> Any:
+    """The hops that this node sees of a leg."""
+    from hivemesh.kernel.linux import Linux
+    from hivemesh.trace import tracer
+
+    return tracer.examine(Linux(_hooks), "there", {plan.namespace: plan for plan in plans}, leg).hops
+
+
 _applier: Any = None
 _hooks: Any = None
 

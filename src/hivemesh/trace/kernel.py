@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 
 from hivemesh.dataplane.balancer.sockets import own_address
-from hivemesh.dataplane.entries import ADDRESS, FDB, NEIGHBOR, ROUTE, RULE
+from hivemesh.dataplane.entries import ADDRESS, NEIGHBOR, ROUTE, RULE
 from hivemesh.dataplane.links import compare
 from hivemesh.dataplane.plumbing import Plumber
 from hivemesh.kernel import listening, netns, nft, rtnl, sysctl
@@ -104,8 +104,7 @@ class _Reader:
                 said = self._neighbor(neighbor)
                 return "" if said == "missing" else said
             case FdbEntry():
-                entries = [e for e in FDB.read(self._door, self._plan, self._indices).values if e.mac == want.mac]
-                return "" if want in entries else _instead(str(e.vtep) for e in entries)
+                return self._forwarding(want)
             case Setting():
                 return self._setting(want)
             case TableWanted():
@@ -130,6 +129,14 @@ class _Reader:
         there = NEIGHBOR.read(self._door, self._plan, self._indices).values
         like = [n for n in there if (n.link, n.address) == (want.link, want.address)]
         return "" if want in like else _instead(str(n.mac) for n in like)
+
+    def _forwarding(self, want: FdbEntry) -> str:
+        """An entry that somebody else made may be of another kind than ours, and leads frames all the same."""
+        index = self._indices.get(want.link)
+        if index is None:
+            return "missing"
+        there = {e.vtep for e in self._door.fdb(index) if e.mac == want.mac and e.vtep is not None}
+        return "" if there == {want.vtep} else _instead(str(vtep) for vtep in there)
 
     def _setting(self, want: Setting) -> str:
         found = sysctl.differing(self._plan.namespace, {want.key: want.value})
