@@ -113,7 +113,7 @@ class EtcdServer:
         while True:
             found = self._process()
             if found is None:
-                while (record := recorded(self._store)) is None:  # other managers are being asked
+                while (record := recorded(self._store)) is None:  # noqa: ASYNC110 (a file; other managers are asked)
                     await asyncio.sleep(RETRY[0])
                 found = await self._launch(record)
             else:
