@@ -48,6 +48,7 @@ ENDPOINTS = (
     ask("GET /distribution/{name}/json", "/distribution/localhost/whoami/json",
         refused=("cannot ask the registry localhost",), status=503),
     ask("GET /hivemesh/drift", says=("Differences",)),
+    ask("POST /hivemesh/trace", body={"target": ":1"}, refused=("no service publishes port 1/tcp",), status=404),
     ask("GET /system/df", says=("Volumes",)),
     ask("GET /plugins"),
     ask("POST /swarm/init", body={"AdvertiseAddr": "eth0", "ListenAddr": "0.0.0.0:2377"}, node="n3",

@@ -12,6 +12,7 @@ from hivemesh.model.node import NodeSpec
 from hivemesh.model.secret import PayloadSpec
 from hivemesh.model.service import ServiceSpec
 from hivemesh.wire.engine.requests import NetworkCreate, SwarmInit, SwarmJoin
+from hivemesh.wire.trace import Question
 
 Shape = Literal["nothing", "object", "list", "string", "text", "stream"]
 
@@ -76,6 +77,8 @@ SYSTEM = (
     Operation(method="GET", path="/plugins", about="Plugins, of which there are none", tag="system", shape="list"),
     Operation(method="GET", path="/hivemesh/drift", about="What this node's kernel lacks against the plan",
               tag="system", shape="object"),
+    Operation(method="POST", path="/hivemesh/trace", about="The way of a packet, as planned and as the kernels have it",
+              tag="system", shape="object", body=Question),
 )  # fmt: skip
 
 SWARM = (

@@ -16,8 +16,8 @@ Protocol = Literal["tcp", "udp", "icmp"]
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /hivemesh/trace`. `source` is a task or container of the asked node, by name, id or beginning of the id;
-    empty: somebody outside who uses a published port of this node. `target` is `wire.trace` text: a service or task, by
-    name or id, or an address, each perhaps with `:port`."""
+    empty: somebody outside who uses a published port of this node. `target` is a service or task by its name, or an
+    address, each with `:port` or without; from outside, `:port` or the node's `address:port`."""
 
     source: str = ""
     target: str
