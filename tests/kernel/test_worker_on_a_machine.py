@@ -12,7 +12,7 @@ INSIDE = Path(__file__).parent / "inside"
 PREPARE = 'mount -t tmpfs tmpfs /run && exec "$@"'
 
 
-@pytest.mark.parametrize("cases", ["worker_cases.py", "names_cases.py", "secret_cases.py"])
+@pytest.mark.parametrize("cases", ["worker_cases.py", "names_cases.py", "secret_cases.py", "firewall_cases.py"])
 def test_worker_cases_hold_on_a_machine_of_their_own(cases: str) -> None:
     command = [
         "unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh",

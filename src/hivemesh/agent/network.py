@@ -21,6 +21,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from hivemesh.agent.departures import Departures
 from hivemesh.agent.facts import gather
 from hivemesh.agent.files import SandboxFiles
+from hivemesh.agent.firewalls import Firewalls
 from hivemesh.agent.leases import Leases
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames
@@ -34,8 +35,8 @@ from hivemesh.dataplane.plan.bridge import PLAIN_HOST
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
 from hivemesh.dataplane.suspicion import SYSCTL
-from hivemesh.kernel import conntrack, ipvs, listening, netns, sockdiag, sysctl
-from hivemesh.kernel.api import HOST, NamespacePlan
+from hivemesh.kernel import conntrack, foreign, ipvs, listening, netns, sockdiag, sysctl
+from hivemesh.kernel.api import HOST, Bridge, NamespacePlan
 from hivemesh.kernel.monitor import Beliefs, Monitor
 from hivemesh.kernel.sockethooks import SocketHooks
 from hivemesh.model.addr import Address
@@ -135,6 +136,12 @@ class NodeNetwork:
         self._touched: set[str] = set()
         self._touch = asyncio.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="kernel")
+        self._firewalls = Firewalls(
+            self._bridges,
+            lambda bridges: self._in_thread(foreign.let_pass, bridges),
+            clock,
+            restored=lambda words: local.repairs.note("host", HOST, words),
+        )
 
     @property
     def plans(self) -> dict[str, NamespacePlan]:
@@ -161,6 +168,7 @@ class NodeNetwork:
                 tasks.create_task(self._check_touched(), name="drift")
                 tasks.create_task(self._check_regularly(), name="slow look")
                 tasks.create_task(self._check_settings(), name="settings")
+                tasks.create_task(self._firewalls.run(), name="other firewalls")
         finally:
             unsubscribe()
             # Threads cannot be cancelled: what they have begun ends before anybody else touches the kernel
@@ -552,6 +560,11 @@ class NodeNetwork:
         self._touched |= set(self._kernel.affected(namespace)) - {namespace}
         self._touch.set()
 
+    def _bridges(self) -> list[str]:
+        """Those on the host that are ours."""
+        plan = self._applied.get(HOST)
+        return [link.name for link in plan.links if isinstance(link, Bridge)] if plan is not None else []
+
     async def _look(self) -> HostFacts:
         """Raises `Unavailable` or `OSError`."""
         facts = await self._in_thread(gather, self._vtep, self._balancer)
@@ -609,5 +622,9 @@ class NodeNetwork:
                 await asyncio.to_thread(self._kernel.remove, name)
         if not self._local.in_kernel:
             await asyncio.to_thread(self._kernel.remove, HOST)
+            try:
+                await asyncio.to_thread(foreign.let_pass, ())
+            except HivemeshError as error:
+                log.warning("our rules in tables of others stay: %s", error)
         if self._hooks is not None:
             await asyncio.to_thread(self._hooks.discard)

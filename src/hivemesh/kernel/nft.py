@@ -263,6 +263,13 @@ def tables(namespace: str) -> set[tuple[str, str]]:
     raise OSError(errno.EAGAIN, "somebody else keeps changing the ruleset")
 
 
+def generation(namespace: str) -> int:
+    """The number that every change of any table in the namespace moves on, whoever makes it. Raises `OSError`."""
+    door = _door(namespace)
+    with door.lock:
+        return door.current_generation()
+
+
 def differences(namespace: str, table: Table) -> list[str]:
     """What the kernel lacks or has too much, read from the kernel whatever we remember; [] means equal."""
     door = _door(namespace)
