@@ -140,6 +140,7 @@ def _assert_clean(node: Node) -> None:
     assert state[""]["nft"] == []
     assert state[""]["routes"] == []
     assert containers(node) == {}
+    assert "bpf" not in node.exec("ls", "/run/hivemesh").stdout.split()  # what sockets are balanced with
 
 
 def await_served_by(lab: Lab, count: int) -> None:
