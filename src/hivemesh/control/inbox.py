@@ -25,6 +25,9 @@ log = logging.getLogger("hivemesh.dispatcher")
 RETRY = 1.0
 """Seconds between attempts while the store refuses."""
 
+MAX_WORDS = 4096
+"""Characters of an error that are kept: a node says it, the store of every manager holds it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeNews:
@@ -51,7 +54,7 @@ class Inbox:
     def reports(self, node: NodeID, reports: Iterable[TaskReport]) -> None:
         """Statuses of tasks of `node`."""
         for report in reports:
-            self._put_report(report.task, node, report.status)
+            self._put_report(report.task, node, _bounded(report.status))
         self._wake.set()
 
     def news(self, node: NodeID, news: NodeNews) -> None:
@@ -157,3 +160,9 @@ def _take_over(tx: Transaction, node: Node, now: float) -> None:
         if other.id != node.id and other.vtep == node.vtep:
             message = f"its data path address {node.vtep} belongs to node {node.id} now"
             tx.put(msgspec.structs.replace(other.gone_down(message, now, PARTING), vtep=None, updated=now))
+
+
+def _bounded(status: TaskStatus) -> TaskStatus:
+    if len(status.err) <= MAX_WORDS and len(status.message) <= MAX_WORDS:
+        return status
+    return msgspec.structs.replace(status, err=status.err[:MAX_WORDS], message=status.message[:MAX_WORDS])

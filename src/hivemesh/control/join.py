@@ -12,6 +12,9 @@ from hivemesh.wire.control import JoinReply, JoinRequest, RenewRequest
 
 AVAILABILITIES: dict[str, Availability] = {"active": "active", "pause": "pause", "drain": "drain"}
 
+MAX_HOSTNAME = 253
+"""Characters (RFC 1035, less the length bytes at both ends). It ends up in logs and tables."""
+
 
 async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str) -> JoinReply:
     """Make a node for the holder of a token. `caller` is the address it calls from.
@@ -23,6 +26,8 @@ async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str
     availability = AVAILABILITIES.get(request.availability)
     if availability is None:
         raise Invalid(f"invalid availability {request.availability!r}: expected active, pause or drain")
+    if len(request.hostname) > MAX_HOSTNAME or not request.hostname.isprintable():
+        raise Invalid(f"invalid hostname: use at most {MAX_HOSTNAME} letters that can be printed")
     address = parse_address(request.addr or caller, "advertise address")
     node_id = NodeID(new_id())
     certificate = _sign(cluster, request.csr, node_id, role, address, now)

@@ -19,6 +19,13 @@ from hivemesh.store.tables import Transaction, View
 
 OPTIONS = (MTU_OPTION, VNI_OPTION)
 """Driver options an overlay network may carry; anything else would be ignored, so it is refused."""
+ENCRYPTED = "encrypted"
+NOT_ENCRYPTED = (
+    "network option 'encrypted' is not supported: hivemesh sets up no IPsec, and would send this network's packets in "
+    "the clear. Leave --opt encrypted out where the wire is trusted; else give nodes addresses inside a tunnel that "
+    "encrypts, such as WireGuard's, with `swarm init --data-path-addr` and `swarm join --data-path-addr`"
+)
+"""Whatever its value: Docker encrypts with `encrypted=false` too."""
 MAX_VNI = (1 << 24) - 1
 MTU = range(1280, 65536)
 """IPv6 needs 1280 (RFC 8200)."""
@@ -156,6 +163,8 @@ def _check_ingress(tx: Transaction, spec: NetworkSpec) -> None:
 
 
 def _check_options(tx: Transaction, spec: NetworkSpec) -> None:
+    if ENCRYPTED in spec.options:
+        raise Unsupported(NOT_ENCRYPTED)
     for option in sorted(spec.options.keys() - OPTIONS):
         raise Unsupported(f"network option {option!r} is not supported: there are {', '.join(OPTIONS)}")
     mtu = spec.options.get(MTU_OPTION)

@@ -20,6 +20,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from hivemesh.clock import Clock
 from hivemesh.control import attachments
 from hivemesh.control.dispatcher import Dispatcher
+from hivemesh.control.door import Door, Pace
 from hivemesh.control.join import admit, refresh, role_of
 from hivemesh.control.manager import Manager
 from hivemesh.control.rotation import roots
@@ -127,6 +128,7 @@ class ClusterServer:
         self._clock = clock
         self._sockets: list[socket.socket] = []
         self._channels: set[_SocketChannel] = set()
+        self._joins = Pace(clock)
         self.ready = asyncio.Event()
 
     @property
@@ -141,11 +143,10 @@ class ClusterServer:
         try:
             self._sockets = _bind(self._listen)
             await runner.setup()
-            for sock in self._sockets:
-                await web.SockSite(runner, sock, ssl_context=live.context).start()
+            assert runner.server is not None  # there is one after `setup`
             log.info("cluster port on %s", self._listen)
             self.ready.set()
-            await asyncio.Event().wait()
+            await Door(runner.server, live.context).run(self._sockets)
         finally:
             await runner.cleanup()
             for sock in self._sockets:
@@ -180,7 +181,9 @@ class ClusterServer:
 
     async def _join(self, request: web.Request) -> web.Response:
         asked = await _body(request, JoinRequest)
-        if role_of(self._tables.view.cluster, asked.token) == "manager":
+        role = role_of(self._tables.view.cluster, asked.token)
+        self._joins.take()  # after a look at the token: who has none uses up nothing
+        if role == "manager":
             await self._colleagues_here().expect(asked.store, asked.etcd)
         reply = await admit(self._tables, asked, now=self._clock.now(), caller=request.remote or "")
         log.info("node %s (%s) joined from %s", reply.node_id, asked.hostname or "no name", request.remote)

@@ -41,6 +41,10 @@ class CAConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
     external_cas: tuple[dict[str, Any], ...] = msgspec.field(default=(), name="ExternalCAs")  # never any
     force_rotate: int = 0  # a greater number than before asks for a new root
 
+    def __repr__(self) -> str:
+        """Without the key, which is on its way to the store in a request."""
+        return f"CAConfig(force_rotate={self.force_rotate})"
+
 
 class EncryptionConfig(Spec, frozen=True, kw_only=True, omit_defaults=False):
     auto_lock_managers: bool = False
@@ -76,6 +80,10 @@ class RootRotation(msgspec.Struct, frozen=True, kw_only=True):
     ca_key: str  # PEM
     link: str  # PEM; its name and key, certified by the root before it
 
+    def __repr__(self) -> str:
+        """Without the key: this may end up in a log."""
+        return "RootRotation(...)"
+
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Settings fixed at `swarm init` and secrets only managers hold."""
@@ -95,3 +103,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     manager_token: str = ""
     rotation: RootRotation | None = None  # to another root, in progress
     unlock_key: str = ""  # that managers' keys are sealed with at rest; empty: they are not
+
+    def __repr__(self) -> str:
+        """Without keys and tokens: this may end up in a log."""
+        return f"Cluster(id={self.id!r}, version={self.version})"

@@ -60,6 +60,10 @@ class Credential(Payload, frozen=True, kw_only=True):
 
     previous: bytes = b""
 
+    def __repr__(self) -> str:
+        """Without either."""
+        return f"Credential(id={self.id!r})"
+
 
 def secret_path(target: FileTarget) -> str:
     """Where a secret stands in the container."""

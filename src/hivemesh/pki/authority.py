@@ -3,7 +3,7 @@
 import datetime
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hivemesh.model.addr import Address
@@ -32,7 +32,7 @@ class Authority:
     """
 
     certificate: str
-    key: str
+    key: str = field(repr=False)
     link: str = ""
 
     @classmethod

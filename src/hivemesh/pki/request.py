@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hivemesh.model.errors import Unavailable
 
@@ -11,7 +11,7 @@ from hivemesh.model.errors import Unavailable
 class Request:
     """A private key and a PKCS #10 request, both PEM."""
 
-    key: str
+    key: str = field(repr=False)
     csr: str
 
 

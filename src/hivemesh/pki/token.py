@@ -8,7 +8,7 @@ import hmac
 import re
 import secrets
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hivemesh.model.errors import Invalid
 from hivemesh.model.ids import base36
@@ -28,7 +28,7 @@ class JoinToken:
     """A parsed token; `str()` gives its text back."""
 
     digest: str
-    secret: str
+    secret: str = field(repr=False)
 
     def __str__(self) -> str:
         return f"{PREFIX}-{self.digest}-{self.secret}"

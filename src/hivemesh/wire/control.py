@@ -311,6 +311,10 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""  # the --store it was started with, and
     etcd: bool = False  # whether it has the program: both matter to managers only
 
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"JoinRequest(addr={self.addr!r}, hostname={self.hostname!r})"
+
 
 class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/renew`, with the client certificate that is to be replaced; answered by a `JoinReply`."""

@@ -42,11 +42,19 @@ class SwarmJoin(Spec, frozen=True, kw_only=True):
     join_token: str = ""
     availability: Availability = "active"
 
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"SwarmJoin(remote_addrs={self.remote_addrs!r})"
+
 
 class SwarmUnlock(Spec, frozen=True, kw_only=True):
     """`POST /swarm/unlock`."""
 
     unlock_key: str = ""
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return "SwarmUnlock(...)"
 
 
 class IPAM(Spec, frozen=True, kw_only=True):
