@@ -80,6 +80,9 @@ class Departures:
                 for interface in attachment.addresses
             }
             known |= {a for network in networks for item in view.endpoints.get(network.id, ()) for a in item.addresses}
+            # Sockets that nftables leads to a backend believe that they speak with the virtual address
+            known |= {a for network in networks for item in view.services.get(network.id, ()) for a in item.vips}
+            known |= {subnet.gateway for network in networks for subnet in network.subnets}
             found.append(
                 Strangers(
                     namespace=namespace,

@@ -313,29 +313,27 @@ class NodeNetwork:
     async def _forget_strangers(self, view: ViewParts) -> None:
         """Of what an earlier daemon left: whoever departed since then."""
         for left in self._departures.strangers(view, self._sandboxes.values()):
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    count = await self._in_thread(
-                        conntrack.forget_strangers,
-                        left.namespace,
-                        left.within,
-                        known=left.known,
-                        backends=left.backends,
-                    )
-                except OSError as error:
-                    log.warning("cannot forget connections of %s to whoever left before: %s", left.namespace, error)
-                    continue
-                if count:
-                    log.info("%s: forgot %d connections to tasks that left before we looked", left.namespace, count)
+            try:
+                count = await self._in_thread(
+                    conntrack.forget_strangers, left.namespace, left.within, known=left.known, backends=left.backends
+                )
+            except FileNotFoundError:  # the namespace is gone again
+                continue
+            except OSError as error:
+                log.warning("cannot forget connections of %s to whoever left before: %s", left.namespace, error)
+                continue
+            if count:
+                log.info("%s: forgot %d connections to tasks that left before we looked", left.namespace, count)
             await self._end_connections(sockdiag.end_strangers, left.namespace, left.within, known=left.known)
 
     async def _forget(self, namespace: str, *, udp: Collection[Address], every: Collection[Address] = ()) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                await self._in_thread(conntrack.forget, namespace, udp=udp, every=every)
-                await self._in_thread(ipvs.forget, namespace, every)
-            except OSError as error:
-                log.warning("cannot forget connections of %s to backends that left: %s", namespace or "the host", error)
+        try:
+            await self._in_thread(conntrack.forget, namespace, udp=udp, every=every)
+            await self._in_thread(ipvs.forget, namespace, every)
+        except FileNotFoundError:  # the namespace is gone
+            return
+        except OSError as error:
+            log.warning("cannot forget connections of %s to backends that left: %s", namespace or "the host", error)
         if every and namespace != HOST:
             await self._end_connections(sockdiag.end, namespace, every)
 

@@ -26,6 +26,9 @@ def ip(last: int, network: NetworkID = USER) -> Address:
     return ipaddress.ip_address(f"10.0.{int(network == USER)}.{last}")
 
 
+VIP = ip(5)
+
+
 def view(
     peers: tuple[int, ...] = (), backends: tuple[int, ...] = (), published: tuple[int, ...] = (), protocol: str = "udp"
 ) -> ViewParts:
@@ -54,7 +57,11 @@ def view(
                 service=ServiceID("s"), service_name="s", protocol=protocol, port=1, backends=of(published, INGRESS)
             ),
         ),
-        services={USER: (ServiceItem(network=USER, service=ServiceID("s"), name="s", backends=of(backends, USER)),)},
+        services={
+            USER: (
+                ServiceItem(network=USER, service=ServiceID("s"), name="s", vips=(VIP,), backends=of(backends, USER)),
+            )
+        },
         endpoints={},
         tasks={},
     )
@@ -127,7 +134,7 @@ def test_strangers_are_looked_for_once_in_each_namespace_and_again_in_a_new_one(
     assert caller == Strangers(
         namespace="caller",
         within=(ipaddress.ip_network("10.0.1.0/24"),),
-        known=frozenset({ip(1), ip(2), ip(9)}),
+        known=frozenset({ip(1), ip(2), ip(9), VIP}),
         backends=frozenset({ip(2)}),
     )
     assert departures.strangers(now, HERE) == []
