@@ -22,17 +22,20 @@ from mesh_rig import (
     outcomes_again,
     run,
     serve,
+    traced,
 )
 
 from hivemesh.cnm.node import Planner, Sandbox
 from hivemesh.dataplane.plan import plan_overlay
+from hivemesh.kernel.api import NamespacePlan
 from hivemesh.model.addr import VNI, Address, mac_of
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
 from hivemesh.model.network import Subnet
 from hivemesh.model.service import TaskSpec
 from hivemesh.model.task import Attachment, Task
-from hivemesh.wire.control import Backend, NetworkItem, ServiceItem
+from hivemesh.wire.control import AnyItem, Backend, NetworkItem, ServiceItem, TaskItem, key_of
 from hivemesh.wire.resolver import RESOLVER_ADDRESS, RESOLVER_PORT
+from hivemesh.wire.trace import Fact, Question
 
 pytestmark = pytest.mark.kernel
 
@@ -113,8 +116,8 @@ class Cluster:
             for n, names in self.backends.items()
         }
 
-    def apply(self, *names: str) -> None:
-        plans = [
+    def plans(self, *names: str) -> list[NamespacePlan]:
+        return [
             self.planner.sandbox(
                 Sandbox(
                     task=TASKS[name],
@@ -126,7 +129,9 @@ class Cluster:
             )
             for name in names or TASKS
         ]
-        failed = self.node.call(apply, plans)
+
+    def apply(self, *names: str) -> None:
+        failed = self.node.call(apply, self.plans(*names))
         assert not failed, failed
 
     def ask(self, protocol: str, to: Address, times: int = 1, *, at: str = CALLER, keep: bool = False) -> Counter[str]:
@@ -231,3 +236,35 @@ def test_questions_go_to_the_resolver_and_port_53_stays_free(cluster: Cluster, p
     tracked = cluster.node.call(run, "cat", "/proc/net/nf_conntrack", at=CALLER)
     assert "dst=127.0.0.1 " in tracked
     assert RESOLVER_ADDRESS not in tracked
+
+
+def findings(cluster: Cluster, target: str, source: str = "caller") -> list[Fact]:
+    """Of a trace from one of the tasks."""
+    services = [item for found in cluster.services().values() for item in found]
+    items: list[AnyItem] = [network(A), network(B), *services, *(TaskItem(task=t) for t in TASKS.values())]
+    plans = [*cluster.plans(), *(plan_overlay(network(n), FACTS, ()) for n in (A, B))]
+    question = Question(source=TASKS[source].id, target=target)
+    begin, ways = cluster.node.call(traced, plans, {key_of(i): i for i in items}, question, str(FACTS.vtep))
+    return [fact for hop in (*begin, *(h for hops, _ in ways for h in hops)) for fact in hop.facts if not fact.agrees]
+
+
+def test_trace_of_a_virtual_address_names_flushed_backends(cluster: Cluster) -> None:
+    target = f"{address(A, VIP, 4)}:80"
+    assert findings(cluster, target) == []
+    cluster.node.call(run, "nft", "flush", "map", "inet", "hivemesh-vips", "backends4", at=CALLER)
+    (found,) = findings(cluster, target)
+    assert found.what == "nft inet hivemesh-vips"
+    assert found.proof == f"ip netns exec {CALLER} nft list table inet hivemesh-vips"
+    cluster.node.call(doubt, [CALLER])
+    cluster.apply()
+    assert findings(cluster, target) == []
+
+
+def test_trace_of_a_name_tells_a_silent_resolver_from_one_with_old_news(cluster: Cluster) -> None:
+    (found,) = findings(cluster, "sb:80", "b1")
+    assert found.what == "answer for sb"
+    assert "the resolver does not answer" in found.kernel
+    cluster.node.call(answer_names, "udp", RESOLVER_ADDRESS, RESOLVER_PORT, "192.0.2.1", at=TASKS["b1"].id[:12])
+    (found,) = findings(cluster, "sb:80", "b1")
+    assert found.kernel == "192.0.2.1"
+    assert "no news of this name" in found.cause
