@@ -57,11 +57,11 @@ def client() -> Iterator[None]:
 async def passes(task: str) -> None:
     """From outside to a published port, and from a task to the outside: within 5 s."""
     for command in (
-        "ip netns exec client curl -sfm 1 http://198.51.100.11:8090/",
-        "ip netns exec client curl -sfm 1 http://[fd00:99::11]:8090/",
-        f"ip netns exec {task} curl -sfm 1 http://198.51.100.99:8099/hostname",
+        "ip netns exec client curl -sfm 0.3 http://198.51.100.11:8090/",
+        "ip netns exec client curl -sfm 0.3 http://[fd00:99::11]:8090/",
+        f"ip netns exec {task} curl -sfm 0.3 http://198.51.100.99:8099/hostname",
     ):
-        await asyncio.to_thread(sh, f"for i in 1 2 3 4 5 6 7 8 9; do {command} && exit; sleep 0.5; done; exit 1")
+        await asyncio.to_thread(sh, f"for i in $(seq 20); do {command} && exit; sleep 0.2; done; exit 1")
 
 
 @pytest.mark.parametrize("firewall", LOADED)
@@ -81,9 +81,8 @@ async def test_our_traffic_passes_other_firewalls_and_their_rules_stay(
             assert worker.drift == {}
             sh(load)  # as when it is reloaded: it writes its chains anew
             await passes(task.id[:12])
-            await asyncio.sleep(1.5)
             before = ruleset()
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.2)
             assert ruleset() == before  # nothing more is added, ever
             assert sum("hivemesh" in line for line in before) <= 4
         await machine.clean()
