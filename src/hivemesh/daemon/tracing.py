@@ -21,6 +21,8 @@ MOST = 16
 """Questions of managers that are looked into at a time; who asks more waits in vain, and says so."""
 PATIENCE = 3.0
 """Seconds for the other nodes' hops; then the trace says that they are missing."""
+ATTEMPTS = 3
+"""Looks at most, while plans change under them: what is just being made would look broken."""
 
 
 class Tracing:
@@ -55,9 +57,12 @@ class Tracing:
         await asyncio.gather(*self._answering, return_exceptions=True)
 
     async def _answer(self, frame: ExamineWanted, manager: str) -> None:
-        plans = self._worker().plans
         try:
-            examined = await asyncio.to_thread(tracer.examine, self._linux, self._node, plans, frame.leg)
+            for _ in range(ATTEMPTS):
+                plans = self._worker().plans
+                examined = await asyncio.to_thread(tracer.examine, self._linux, self._node, plans, frame.leg)
+                if self._worker().plans == plans:
+                    break
             await membership.tell_examined(self._identity(), manager, Answered(id=frame.id, examined=examined))
         except (HivemeshError, OSError) as error:
             log.info("cannot tell the manager at %s what lies on a packet's way: %s", manager, error)
@@ -67,7 +72,12 @@ class Tracing:
         worker, vtep = self._worker(), self._identity().facts.vtep
         if worker.parts is None:
             raise Unavailable("this node knows nothing of the swarm's networks yet: no manager has told it")
-        return await tracer.trace(self._linux, self._node, worker.parts, worker.plans, question, vtep, self._elsewhere)
+        for _ in range(ATTEMPTS):
+            plans = worker.plans
+            found = await tracer.trace(self._linux, self._node, worker.parts, plans, question, vtep, self._elsewhere)
+            if worker.plans == plans:
+                break
+        return found
 
     async def _elsewhere(self, vtep: Address, leg: Leg) -> Examined:
         manager = self._manager()
