@@ -16,6 +16,7 @@ from hivemesh.api.http import (
     version_of_object,
 )
 from hivemesh.model.errors import Invalid
+from hivemesh.model.node import Node
 from hivemesh.model.service import Service
 from hivemesh.wire.engine import objects, requests
 
@@ -39,7 +40,10 @@ async def list_services(request: web.Request) -> web.Response:
     ]
     found.sort(key=lambda service: (service.created, service.id))
     status = flag(request, "status")
-    return answer([objects.service(service, view.tasks_of(service.id) if status else None) for service in found])
+    down = {node.id for node in view.all(Node) if node.state == "down"}
+    return answer(
+        [objects.service(service, view.tasks_of(service.id) if status else None, down=down) for service in found]
+    )
 
 
 @routes.post("/services/create")

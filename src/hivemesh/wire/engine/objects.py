@@ -1,7 +1,7 @@
 """What clients get: swarm objects of the Docker Engine API, as plain dicts ready for JSON."""
 
 import base64
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -118,8 +118,10 @@ def service_spec_with_defaults(spec: ServiceSpec) -> Json:
     return answer
 
 
-def service(value: Service, tasks: Iterable[Task] | None = None, *, defaults: bool = False) -> Json:
-    """A service; with `tasks` (all of its own) also `ServiceStatus`."""
+def service(
+    value: Service, tasks: Iterable[Task] | None = None, *, down: Container[NodeID | None] = (), defaults: bool = False
+) -> Json:
+    """A service; with `tasks` (all of its own) also `ServiceStatus`. What runs on nodes that are `down` counts as lost."""
     spec = service_spec_with_defaults if defaults else service_spec
     answer = _meta(value) | {"Spec": spec(value.spec)}
     if value.previous_spec is not None:
@@ -137,7 +139,7 @@ def service(value: Service, tasks: Iterable[Task] | None = None, *, defaults: bo
     if value.spec.is_job:
         answer["JobStatus"] = {"JobIteration": {"Index": value.iteration}, "LastExecution": timestamp(value.executed)}
     if tasks is not None:
-        answer["ServiceStatus"] = _service_status(value, list(tasks))
+        answer["ServiceStatus"] = _service_status(value, list(tasks), down)
     return answer
 
 
@@ -150,7 +152,7 @@ def _update_status(status: UpdateStatus) -> Json:
     }
 
 
-def _service_status(value: Service, tasks: list[Task]) -> Json:
+def _service_status(value: Service, tasks: list[Task], down: Container[NodeID | None]) -> Json:
     """What `service ls` counts."""
     present = [task for task in tasks if task.iteration == value.iteration]
     wanted = [task for task in present if task.desired <= TaskState.RUNNING]
@@ -162,7 +164,7 @@ def _service_status(value: Service, tasks: list[Task]) -> Json:
         "global-job": len(wanted) - completed,
     }
     return {
-        "RunningTasks": sum(task.status.state == TaskState.RUNNING for task in tasks),
+        "RunningTasks": sum(task.status.state == TaskState.RUNNING and task.node_id not in down for task in tasks),
         "DesiredTasks": desired[value.spec.mode.name],
         "CompletedTasks": completed if value.spec.is_job else 0,
     }
