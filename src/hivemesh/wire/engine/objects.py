@@ -121,7 +121,7 @@ def service_spec_with_defaults(spec: ServiceSpec) -> Json:
 def service(
     value: Service, tasks: Iterable[Task] | None = None, *, down: Container[NodeID | None] = (), defaults: bool = False
 ) -> Json:
-    """A service; with `tasks` (all of its own) also `ServiceStatus`. What runs on nodes that are `down` counts as lost."""
+    """A service; with `tasks` (all of its own) also `ServiceStatus`. What runs on nodes that are `down` is lost."""
     spec = service_spec_with_defaults if defaults else service_spec
     answer = _meta(value) | {"Spec": spec(value.spec)}
     if value.previous_spec is not None:
