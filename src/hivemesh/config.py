@@ -18,6 +18,7 @@ class DaemonConfig:
     data_dir: Path = DATA_DIR
     run_dir: Path = RUN_DIR
     socket: Path = RUN_DIR / SOCKET_NAME
+    group: str = ""  # that may use the socket; empty: hivemesh or docker, if there is one
     engine: str = "podman"  # or "process"
     process_images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     balancer: Literal["nftables", "ipvs"] = "nftables"

@@ -365,6 +365,11 @@ def test_mesh_works_over_an_ipv6_underlay() -> None:
             came, _ = rig.client.call(bulk, address(3, version), 8092, 200_000)
             assert came == 200_000
         assert rig.nodes[1].call(differences, rig.plans(1)) == []
+        known = [facts_of(n, six=True).vtep for n in (2, 3)]  # and node 1 is a stranger
+        plan = plan_host(facts_of(2, six=True), rig.publishes(2), rig.host_ports.get(2, ()), known, 4789)
+        assert rig.nodes[2].call(apply, [plan]) == []
+        assert rig.client.call(ask, "tcp", address(1, 4), 8092, timeout=0.5) == ["TimeoutError"]
+        assert servers(rig.client.call(ask, "tcp", address(3, 4), 8092)) == {"web1": 1}
     finally:
         rig.stop()
 

@@ -1,6 +1,7 @@
 """Serving the API on a unix socket."""
 
 import asyncio
+import contextlib
 import grp
 import os
 import socket
@@ -10,13 +11,13 @@ from aiohttp import web
 
 from hivemesh.api.app import create_app
 from hivemesh.api.local import LocalNode
-from hivemesh.model.errors import Conflict, Unavailable
+from hivemesh.model.errors import Conflict, Invalid, Unavailable
 
 MODE = 0o660
 """Docker's: the owner and the group may speak to the engine, which is as good as being root."""
 
 GROUPS = ("hivemesh", "docker")
-"""The first of these groups that exists owns the socket, as `docker` does with Docker's."""
+"""Unless one is named, the first of these groups that exists owns the socket, as `docker` does with Docker's."""
 
 PATIENCE = 2.0
 """Seconds that requests under way get when the daemon stops; event streams never end by themselves."""
@@ -25,21 +26,25 @@ PATIENCE = 2.0
 class ApiServer:
     """Listens while `run` runs, and removes its socket at the end."""
 
-    def __init__(self, local: LocalNode, path: Path) -> None:
+    def __init__(self, local: LocalNode, path: Path, group: str = "") -> None:
+        """`group`: name or number; empty: the first of `GROUPS`."""
         self._local = local
         self._path = path
+        self._group = group
 
     async def run(self, ready: asyncio.Event | None = None) -> None:
         """Serve until cancelled; `ready` is set once clients can connect.
 
-        Raises `Conflict` when another process answers on the socket, `Unavailable` when it cannot be made.
+        Raises `Conflict` when another process answers on the socket, `Unavailable` when it cannot be made, `Invalid`
+        when there is no such group.
         """
         # With handler_cancellation a client that hangs up ends its streams; what must not stop half-way shields itself.
+        group = _group_id(self._group)
         runner = web.AppRunner(
             create_app(self._local), handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE
         )
         await runner.setup()
-        listener = _listen(self._path)
+        listener = _listen(self._path, group)
         inode = self._path.stat().st_ino
         try:
             await web.SockSite(runner, listener).start()
@@ -52,7 +57,7 @@ class ApiServer:
             await runner.cleanup()
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, group: int | None) -> socket.socket:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_socket():
@@ -64,18 +69,26 @@ def _listen(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
+        if group is not None:
+            os.chown(path, -1, group)
     except OSError as error:
         raise Unavailable(
             f"cannot listen on {path}: {error.strerror or error}; choose another with --socket"
         ) from error
-    for name in GROUPS:
-        try:
-            os.chown(path, -1, grp.getgrnam(name).gr_gid)
-            break
-        except (KeyError, PermissionError):
-            continue
     listener.setblocking(False)
     return listener
+
+
+def _group_id(name: str) -> int | None:
+    """Who may speak to the daemon besides its owner; None: nobody."""
+    for known in (name,) if name else GROUPS:
+        if known.isascii() and known.isdigit():
+            return int(known)
+        with contextlib.suppress(KeyError):
+            return grp.getgrnam(known).gr_gid
+    if name:
+        raise Invalid(f"there is no group {name!r}: make it with `groupadd {name}`, or choose another with --group")
+    return None
 
 
 def _refuse_if_alive(path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from hivemesh.config import DATA_DIR, RUN_DIR, SOCKET_NAME, DaemonConfig
 from hivemesh.model.errors import HivemeshError
-from hivemesh.model.generic import GenericResource
+from hivemesh.model.generic import GenericResource, unparse
 from hivemesh.model.generic import parse as parse_generic
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -28,12 +29,27 @@ def _generic(context: click.Context, option: click.Parameter, values: tuple[str,
         raise click.BadParameter(str(error)) from None
 
 
+def _hosts(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> Path | None:
+    """Docker's option for where to listen. Raises `BadParameter` for all but one unix socket."""
+    for url in values:
+        if not url.startswith("unix:///"):
+            raise click.BadParameter(
+                f"{url!r}: the API is served on a unix socket only, since whoever speaks to it is root here. "
+                "Use unix:///PATH here, and `docker -H ssh://USER@HOST` to reach it from elsewhere; there is no tcp:// "
+                "with --tlsverify, and none without"
+            )
+    if len(values) > 1:
+        raise click.BadParameter("there is one socket: name it once")
+    return Path(values[0].removeprefix("unix://")) if values else None
+
+
 @click.command(
     "daemon",
     epilog="""\b
 Examples:
   hivemeshd
   hivemeshd --data-dir /srv/hivemesh --label rack=4
+  hivemeshd --install --start --label rack=4
   hivemeshd --node-generic-resource SSD=3 --node-generic-resource GPU=id1
   hivemeshd --engine process --process-image localhost/web="python3 -m http.server 80"
 """,
@@ -43,6 +59,10 @@ Examples:
     "--run-dir", type=click.Path(path_type=Path), default=RUN_DIR, show_default=True, help="State until reboot."
 )
 @click.option("--socket", type=click.Path(path_type=Path), help=f"The API's socket.  [default: RUN_DIR/{SOCKET_NAME}]")
+@click.option("-G", "--group", default="", metavar="GROUP",
+              help="May use the socket, which makes them root.  [default: hivemesh, else docker]")  # fmt: skip
+@click.option("-H", "--host", "hosts", multiple=True, metavar="URL", callback=_hosts,
+              help="unix://PATH, as --socket PATH. Not over TCP: use `docker -H ssh://USER@HOST`.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["podman", "process"]), default="podman", show_default=True,
               help="What runs tasks: containers, or commands of this host inside the task's network.")  # fmt: skip
 @click.option("--process-image", "images", multiple=True, metavar="NAME=COMMAND",
@@ -58,13 +78,20 @@ Examples:
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
 @click.option("--node-generic-resource", "generic", multiple=True, metavar="NAME=VALUE", callback=_generic,
               help="What tasks may take of this node: SSD=3, or GPU=id1 for each; may be repeated.")  # fmt: skip
+@click.option("--install", is_flag=True, help="Have systemd start it at each boot, with the other options given here.")
+@click.option("--start", is_flag=True, help="With --install: start it now, too.")
+@click.option("--uninstall", is_flag=True, help="Undo --install; containers and the node's state stay.")
 @click.option(
     "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What to log, on stderr."
 )
+@click.pass_context
 def main(
+    context: click.Context,
     data_dir: Path,
     run_dir: Path,
     socket: Path | None,
+    group: str,
+    hosts: Path | None,
     engine: str,
     images: tuple[str, ...],
     balancer: Literal["nftables", "ipvs"],
@@ -72,19 +99,32 @@ def main(
     store: str,
     labels: tuple[str, ...],
     generic: tuple[GenericResource, ...],
+    install: bool,
+    start: bool,
+    uninstall: bool,
     log_level: str,
 ) -> None:
     """Run this machine's part of a swarm, until SIGTERM; tasks and their network carry on without it."""
+    if start and not install:
+        raise click.UsageError("--start belongs to --install; without both, hivemeshd runs in the foreground")
+    if install and uninstall:
+        raise click.UsageError("choose --install or --uninstall")
+    if socket is not None and hosts is not None:
+        raise click.UsageError("--socket and --host both name the socket: choose one")
     if os.geteuid() != 0:
         raise click.ClickException("hivemeshd makes network namespaces and runs containers: start it as root")
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if install or uninstall:
+        _installing(context, start=start, uninstall=uninstall)
+        return
     _allow_many_files()
     config = DaemonConfig(
         data_dir=data_dir.absolute(),
         run_dir=run_dir.absolute(),
-        socket=(socket or run_dir / SOCKET_NAME).absolute(),
+        socket=(socket or hosts or run_dir / SOCKET_NAME).absolute(),
+        group=group,
         engine=engine,
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
         balancer=balancer,
@@ -100,6 +140,38 @@ def main(
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise click.ClickException(str(error)) from None
+
+
+def _installing(context: click.Context, *, start: bool, uninstall: bool) -> None:
+    from hivemesh.daemon import install as unit
+
+    try:
+        if uninstall:
+            click.echo(unit.uninstall())
+        else:
+            click.echo(unit.install(_given(context), start=start))
+    except HivemeshError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _given(context: click.Context) -> list[str]:
+    """The options on the command line, with absolute paths, but for those about installing."""
+    found = []
+    for option in context.command.params:
+        name = option.name or ""
+        said = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not said or name in ("install", "start", "uninstall"):
+            continue
+        flag, value = option.opts[-1], context.params[name]
+        if name == "generic":  # parsed already; as it was written, one by one
+            found += [f"{flag}={text}" for text in unparse(value)]
+        elif name == "hosts":
+            found.append(f"--socket={value.absolute()}")
+        elif isinstance(value, tuple):
+            found += [f"{flag}={text}" for text in value]
+        else:
+            found.append(f"{flag}={value.absolute() if isinstance(value, Path) else value}")
+    return found
 
 
 def _allow_many_files() -> None:
@@ -120,14 +192,24 @@ def _run(config: DaemonConfig) -> None:
     import uvloop  # costs what a `--help` need not pay
 
     from hivemesh.clock import SystemClock
-    from hivemesh.daemon import Daemon
+    from hivemesh.daemon import Daemon, notify
+    from hivemesh.kernel.cores import keep_out_of_cores
+
+    keep_out_of_cores()
+    supervisor = notify.supervisor()
 
     async def serve() -> None:
-        running = asyncio.create_task(Daemon(config, SystemClock()).run())
+        ready = asyncio.Event()
+        running = asyncio.create_task(Daemon(config, SystemClock()).run(ready))
+        telling = asyncio.create_task(notify.tell(supervisor, ready))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, running.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     uvloop.run(serve())

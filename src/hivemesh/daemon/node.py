@@ -121,7 +121,7 @@ class Daemon:
         else:
             self._start_plain()
         try:
-            await ApiServer(self, self._config.socket).run(ready)
+            await ApiServer(self, self._config.socket, self._config.group).run(ready)
         finally:
             await self._stop()
             await self._stop_plain()

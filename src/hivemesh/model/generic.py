@@ -77,6 +77,12 @@ def parse(texts: Iterable[str]) -> tuple[GenericResource, ...]:
     return tuple(found)
 
 
+def unparse(resources: Iterable[GenericResource]) -> tuple[str, ...]:
+    """The texts that `parse` makes these of."""
+    each = (resource.discrete_resource_spec or resource.named_resource_spec for resource in resources)
+    return tuple(f"{one.kind}={one.value}" for one in each if one is not None)
+
+
 def environment(resources: Iterable[GenericResource]) -> tuple[str, ...]:
     """What a container is told of those it got: `DOCKER_RESOURCE_GPU=uuid1,uuid2`, `DOCKER_RESOURCE_SSD=3`."""
     values: dict[str, list[str]] = {}
