@@ -431,6 +431,44 @@ async def test_first_view_of_a_restarted_worker_sweeps_what_is_gone(machine: Mac
         assert await worker.equal_to_plan() == []
 
 
+def processes_of(machine: Machine) -> set[int]:
+    """Those that name this machine's directory: tasks, their shells, the resolver."""
+    mark, found = str(machine.root).encode(), set()
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if int(name) != os.getpid() and mark in Path("/proc", name, "cmdline").read_bytes():
+                found.add(int(name))
+    return found
+
+
+async def test_after_a_reboot_tasks_begin_anew_and_no_leftover_is_in_the_way(machine: Machine) -> None:
+    """All processes and all of the kernel's objects are gone; files, sockets without a listener and all, are not."""
+    before = processes_of(machine)
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        await until(lambda: (machine.root / "agent/view.msgpack").exists())
+        await asyncio.sleep(0.6)
+    ours = processes_of(machine) - before | {machine.manager.reports[task.id][-1].pid}
+    assert len(ours) >= 2  # the resolver too
+    for process in ours:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, 9)
+    await until(lambda: not any(os.path.exists(f"/proc/{process}") for process in ours))
+    sh("ip -all netns del; ip link del hm_gwbridge; nft flush ruleset")
+    assert (machine.root / "resolver.sock").exists()
+    rtnl.forget("")
+    async with machine.worker() as worker:
+        machine.manager.send(worker)
+        await until(lambda: machine.manager.state(task) == TaskState.FAILED)
+        del machine.manager.items[f"task/{task.id}"], machine.manager.items["publish/tcp/8090"]
+        again = a_task(2)
+        await running(machine, worker, again)
+        assert await served("http://198.51.100.11:8090/")
+        await until(lambda: task.id[:12] not in sh("ip netns list"))
+        assert await worker.equal_to_plan() == []
+
+
 @pytest.mark.parametrize(
     "damage",
     [
