@@ -2,6 +2,7 @@
 
 import asyncio
 import grp
+import logging
 import os
 import stat
 import sys
@@ -9,14 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from port_rig import eventually, open_swarm
+from port_rig import LOOPBACK, eventually, open_swarm
 
+from hivemesh.agent.join import join
 from hivemesh.api import server as api
 from hivemesh.model.cluster import CAConfig, RootRotation
-from hivemesh.model.errors import Invalid
+from hivemesh.model.errors import Forbidden, Invalid
 from hivemesh.model.ids import PayloadID
 from hivemesh.model.secret import Credential, PayloadSpec, Secret
-from hivemesh.pki import Authority, JoinToken, make_request
+from hivemesh.pki import Authority, JoinToken, make_request, new_token
 from hivemesh.wire.control import JoinRequest, ManagerReply, SecretItem
 from hivemesh.wire.engine.requests import SwarmJoin, SwarmUnlock
 
@@ -92,6 +94,19 @@ async def test_the_swarm_itself_shows_neither_keys_nor_tokens(tmp_path: Path) ->
             assert value
             assert value not in repr(cluster)
         assert "PRIVATE" not in repr(cluster)
+
+
+async def test_joining_and_failing_to_join_log_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        caplog.set_level(logging.DEBUG)
+        wrong = new_token(swarm.cluster.ca_cert)
+        await swarm.agent("n1")
+        with pytest.raises(Forbidden, match="invalid join token") as refused:
+            await join([swarm.manager], wrong, data_dir=tmp_path / "n2", addr=LOOPBACK, vtep=LOOPBACK, listen="")
+        assert "n1" in caplog.text
+        for token in (wrong, swarm.cluster.worker_token):
+            assert JoinToken.parse(token).secret not in caplog.text + str(refused.value)
+        assert "PRIVATE" not in caplog.text
 
 
 async def test_a_process_that_holds_keys_leaves_no_cores_and_starts_others_that_do() -> None:
