@@ -353,7 +353,11 @@ def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSp
         (network(ingress=True), Conflict, "is already present"),
         (network(ingress=True, attachable=True), Invalid, "ingress network cannot be attachable"),
         (network(options={MTU_OPTION: "99999"}), Invalid, "use 1280 to 65535"),
-        (network(options={"encrypted": ""}), Unsupported, "network option 'encrypted' is not supported: hivemesh sets up no IPsec"),
+        (
+            network(options={"encrypted": ""}),
+            Unsupported,
+            "network option 'encrypted' is not supported: hivemesh sets up no IPsec",
+        ),
         (network(options={VNI_OPTION: "5000,5001"}), Invalid, "use a number from 1 to 16777215"),
         (network(options={VNI_OPTION: "0"}), Invalid, "use a number from 1 to 16777215"),
         (network(options={VNI_OPTION: "4096"}), Invalid, "VNI 4096 is already in use by network ingress"),
