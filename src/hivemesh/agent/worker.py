@@ -49,6 +49,8 @@ SAVE_PERIOD = 0.5
 """Seconds at least between two writes of the view."""
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
 DISSOLVE_GRACE = 10.0
+END_WAIT = 5.0
+"""Seconds at most that the end of a task waits for this node's own rules; as long as managers wait for other nodes."""
 
 
 class AgentPort(Protocol):
@@ -103,6 +105,8 @@ class Worker:
         self._parts: ViewParts | None = None
         self._revision = 0
         self._assigned = False  # a manager has spoken, since this process began
+        self._settled = 0  # the newest revision that kernel and names follow
+        self._ending: dict[TaskID, int] = {}  # since which revision a task of ours may end
         self._executors: dict[TaskID, Executor] = {}
         self._containers: dict[TaskID, ContainerInfo] | None = None  # found at start; None: not known yet
         self._group: asyncio.TaskGroup | None = None
@@ -122,6 +126,8 @@ class Worker:
         """Take over a whole view. Returns at once."""
         first, self._assigned = not self._assigned, True
         self._view, self._revision, self._parts = view, revision, parts_of(view)
+        here = self._parts.tasks.keys() | self._executors.keys()
+        self._ending = {task: since for task, since in self._ending.items() if task in here}
         self._network.want(self._parts, revision, sweep=first)
         self._secrets.learn(view)
         if first:
@@ -194,6 +200,8 @@ class Worker:
             if item.task.attached:
                 continue  # a plain container's, which nobody executes: see `attached.py`
             executor = self._executors.get(identifier)
+            if (item.released or item.task.status.state.dead) and not self._leads_nobody_to(identifier):
+                continue
             if executor is not None:
                 executor.update(item)
             elif self._containers is None:
@@ -204,9 +212,26 @@ class Worker:
                 self._begin(item, self._containers.pop(identifier, None))
         if self._assigned:
             for identifier, executor in self._executors.items():
-                if identifier not in self._parts.tasks:
+                if identifier not in self._parts.tasks and self._leads_nobody_to(identifier):
                     executor.vanish()
             self._remove_strangers()
+
+    def _leads_nobody_to(self, task: TaskID) -> bool:
+        """Whether what the managers gave up may end: this node's own rules must have heard of it, too.
+
+        Managers wait for the nodes they can reach. One that was away hears of the end of its tasks, and of those that
+        took their places, in one view.
+        """
+        known = self._ending.get(task)
+        if known is None:
+            known = self._ending[task] = self._revision
+            asyncio.get_running_loop().call_later(END_WAIT, self._end_anyway, task)
+        return known <= self._settled
+
+    def _end_anyway(self, task: TaskID) -> None:
+        if self._ending.get(task, 0) > self._settled:
+            self._ending[task] = 0
+            self._update_tasks()
 
     def _remove_strangers(self) -> None:
         """Containers that were here when we came and belong to no task."""
@@ -238,6 +263,7 @@ class Worker:
             log.exception("the executor of task %s failed", executor.task.name)
         finally:
             self._executors.pop(executor.task.id, None)
+            self._ending.pop(executor.task.id, None)
 
     async def _adopt(self) -> None:
         """Learn which containers of ours exist, as soon as the engine says."""
@@ -261,6 +287,10 @@ class Worker:
     # --- what the network says --------------------------------------------------------------------------------------
 
     def _applied(self, revision: int, pending: int) -> None:
+        held = any(since > self._settled for since in self._ending.values())
+        self._settled = revision
+        if held:
+            self._update_tasks()
         if self._assigned:
             self._port.ack(revision, pending)
 

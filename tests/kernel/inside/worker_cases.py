@@ -308,6 +308,26 @@ async def test_task_runs_until_it_is_released(machine: Machine) -> None:
         await until(lambda: task.id[:12] not in sh("ip netns list"))
 
 
+async def test_task_given_up_while_the_node_was_away_ends_once_nobody_here_is_led_to_it(machine: Machine) -> None:
+    """Its end and its successor come in one view, and the kernel is slow to follow."""
+    async with machine.worker() as worker:
+        task, other = a_task(1), a_task(2)
+        await running(machine, worker, task, other)
+        ensure = worker.network._kernel.ensure
+
+        def slowly(plan: Any) -> Any:
+            time.sleep(0.2)
+            return ensure(plan)
+
+        worker.network._kernel.ensure = slowly  # type: ignore[method-assign]
+        stopping = machine.manager.items[f"task/{task.id}"].task
+        machine.manager.task(msgspec.structs.replace(stopping, desired=TaskState.SHUTDOWN), released=True)
+        machine.manager.publish(2)
+        machine.manager.send(worker)
+        while machine.manager.state(task) != TaskState.SHUTDOWN:
+            assert await served("http://198.51.100.11:8090/")
+
+
 async def test_removed_service_leaves_nothing(machine: Machine) -> None:
     async with machine.worker() as worker:
         task = a_task(1)
