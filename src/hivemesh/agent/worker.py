@@ -45,8 +45,9 @@ from hivemesh.wire.control import AnyItem, TaskItem, View, key_of
 
 log = logging.getLogger("hivemesh.worker")
 
-SAVE_PERIOD = 0.5
-"""Seconds at least between two writes of the view."""
+SAVE_PERIOD = 0.1
+"""Seconds at least between two writes of the view. A daemon that is killed begins with what was written last: ports
+opened since then would be closed until a manager speaks."""
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
 DISSOLVE_GRACE = 10.0
 END_WAIT = 5.0
@@ -313,7 +314,6 @@ class Worker:
     async def _save(self) -> None:
         while True:
             await self._save_due.wait()
-            await asyncio.sleep(SAVE_PERIOD)  # also so that the kernel comes first
             self._save_due.clear()
             items = tuple(item for item in self._view.values() if not is_confidential(item))
             saved = _Saved(self._revision, items)
@@ -321,6 +321,7 @@ class Worker:
                 await asyncio.to_thread(_write, self._directory / "view.msgpack", saved)
             except OSError as error:
                 log.warning("cannot save the node's view: %s", error)
+            await asyncio.sleep(SAVE_PERIOD)
 
 
 class _Sandboxes:
