@@ -6,10 +6,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time for stamps, and sleeping."""
+    """Wall time for stamps, steady time for how long something takes, and sleeping."""
 
     def now(self) -> float:
-        """Unix seconds."""
+        """Unix seconds. Somebody may set the machine's clock at any moment."""
+        ...
+
+    def steady(self) -> float:
+        """Seconds since some moment: only their differences mean anything, and those are right."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -23,6 +27,9 @@ class SystemClock:
     def now(self) -> float:
         return time.time()
 
+    def steady(self) -> float:
+        return time.monotonic()
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
@@ -35,6 +42,9 @@ class ManualClock:
         self._sleepers: list[tuple[float, asyncio.Event]] = []
 
     def now(self) -> float:
+        return self._now
+
+    def steady(self) -> float:
         return self._now
 
     async def sleep(self, seconds: float) -> None:

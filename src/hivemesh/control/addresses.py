@@ -93,6 +93,11 @@ def check(view: View, spec: ServiceSpec, current: Service | None) -> None:
         addresses = wanted(attachment, network.spec.name)
         if addresses:
             _check_alone(spec, network.spec.name)
+        if addresses and network.spec.node_local:
+            raise Unsupported(
+                f"network {network.spec.name}: a static address is not supported on a network of driver "
+                f"{network.spec.driver}: each node gives addresses of its own"
+            )
         for address in addresses:
             _check_place(network, address)
             _check_free(view, network, address, current.id if current is not None else None)

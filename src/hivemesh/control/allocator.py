@@ -10,9 +10,10 @@ from collections.abc import Iterable
 import msgspec
 
 from hivemesh.control import addresses, networks, ports
-from hivemesh.control.grants import Cursors, Grants, NewId
+from hivemesh.control.grants import Grants, NewId
 from hivemesh.ipam import pools
 from hivemesh.model.addr import FIRST_VNI, VNI, Address, Prefix, address_of
+from hivemesh.model.cursor import Cursor
 from hivemesh.model.errors import Conflict, Exhausted, Invalid
 from hivemesh.model.ids import NetworkID
 from hivemesh.model.network import Network, Subnet
@@ -25,41 +26,42 @@ SUBNET6_SIZE = 64
 PENDING_MESSAGE = "pending task scheduling"
 
 
-def allocate(tx: Transaction, now: float, new_id: NewId, cursors: Cursors) -> None:
+def allocate(tx: Transaction, now: float, new_id: NewId) -> None:
     """Grant whatever is asked for and possible."""
-    _allocate_networks(tx, cursors)
-    grants = Grants(tx, new_id, cursors)
+    _allocate_networks(tx)
+    grants = Grants(tx, new_id)
     _allocate_nodes(tx, grants)
-    _allocate_services(tx, grants, cursors)
+    _allocate_services(tx, grants)
     _allocate_tasks(tx, now, grants)
-    grants.remember()
+    grants.remember(tx)
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
 
 
-def _allocate_networks(tx: Transaction, cursors: Cursors) -> None:
-    for network in [network for network in tx.all(Network) if network.vni is None]:
+def _allocate_networks(tx: Transaction) -> None:
+    for network in [network for network in tx.all(Network) if network.vni is None and not network.spec.node_local]:
         try:
             subnets = _subnets(tx, network)
-            granted = msgspec.structs.replace(network, subnets=subnets, vni=_vni(tx, network, cursors), error="")
+            granted = msgspec.structs.replace(network, subnets=subnets, vni=_vni(tx, network), error="")
         except Exhausted as error:
             granted = msgspec.structs.replace(network, error=f"network {network.spec.name}: {error}")
         tx.put(granted)
 
 
-def _vni(tx: Transaction, network: Network, cursors: Cursors) -> VNI:
+def _vni(tx: Transaction, network: Network) -> VNI:
     wanted = networks.wanted_vni(network.spec)
     if wanted is not None:
         return VNI(wanted)
     used = {other.vni for other in tx.all(Network) if other.vni is not None}
     highest = max((vni for vni in used if vni >= FIRST_VNI), default=FIRST_VNI - 1)
-    number = max(cursors.vni, highest) + 1
+    cursor = tx.get(Cursor, "vni") or Cursor(id="vni")
+    number = max(cursor.number, highest) + 1
     if number > networks.MAX_VNI:
         number = next((vni for vni in range(FIRST_VNI, networks.MAX_VNI + 1) if vni not in used), 0)
         if not number:
             raise Exhausted("no free VNI")
-    cursors.vni = number
+    tx.put(msgspec.structs.replace(cursor, number=number))
     return VNI(number)
 
 
@@ -97,7 +99,7 @@ def _allocate_nodes(tx: Transaction, grants: Grants) -> None:
             if not task.status.state.dead:
                 for attachment in task.attachments:
                     network = tx.get(Network, attachment.network_id)
-                    if network is not None:
+                    if network is not None and not network.spec.node_local:
                         wanted.setdefault(network.id, network)
         kept = [attachment for attachment in node.attachments if attachment.network_id in wanted]
         present = {attachment.network_id for attachment in kept}
@@ -116,11 +118,11 @@ def _allocate_nodes(tx: Transaction, grants: Grants) -> None:
 # --- services ----------------------------------------------------------------------------------------------------
 
 
-def _allocate_services(tx: Transaction, grants: Grants, cursors: Cursors) -> None:
+def _allocate_services(tx: Transaction, grants: Grants) -> None:
     for service in list(tx.all(Service)):
         granted, vips, error = (service.ports, service.doors), service.vips, ""
         try:
-            granted = ports.grant(tx, service, cursors)
+            granted = ports.grant(tx, service)
             vips, error = _vips(tx, service, grants)
         except Exhausted as exhausted:
             error = str(exhausted)
@@ -134,6 +136,7 @@ def _vips(tx: Transaction, service: Service, grants: Grants) -> tuple[tuple[VIP,
     Those it needs no more are given up even when others cannot be had: it may be them that another service waits for.
     """
     wanted = _networks_of(tx, service) if service.spec.endpoint_spec.mode == "vip" else []
+    wanted = [network for network in wanted if not network.spec.node_local]
     if [network.id for network in wanted] == [vip.network_id for vip in service.vips]:
         return service.vips, ""
     present = {vip.network_id: vip for vip in service.vips}
@@ -191,7 +194,7 @@ def _allocate_task(tx: Transaction, task: Task, service: Service, now: float, gr
             attachments.append(grants.attachment(network, wanted, service.id))
     except (Exhausted, Conflict, Invalid) as error:
         for attachment in attachments:
-            grants.release(attachment.network_id, attachment.addresses)
+            grants.undo(attachment)
         return _refused(task, str(error))
     return msgspec.structs.replace(
         task,

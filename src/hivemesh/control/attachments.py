@@ -7,7 +7,7 @@ It is nobody's replica: it runs from the start, its node alone ends it, and it g
 from collections.abc import Iterable
 
 from hivemesh.control import containerspec, lookup
-from hivemesh.control.grants import Cursors, Grants, NewId
+from hivemesh.control.grants import Grants, NewId
 from hivemesh.model.addr import Address, address_of
 from hivemesh.model.errors import Conflict, Forbidden, Invalid
 from hivemesh.model.ids import DIGITS, ID_LENGTH, NodeID, ServiceID, TaskID
@@ -15,16 +15,14 @@ from hivemesh.model.network import Network
 from hivemesh.model.service import NetworkAttachmentConfig, PortConfig, Service, TaskSpec
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 from hivemesh.store.tables import Transaction
-from hivemesh.wire.control import AttachReply, AttachRequest, Joining
+from hivemesh.wire.control import AttachReply, AttachRequest, Joining, LocalNetworkItem
 
 MESSAGE = "started"
 MAX_NETWORKS = 64
 """Of one container; every one of them is an interface."""
 
 
-def attach(
-    tx: Transaction, node: NodeID, request: AttachRequest, now: float, new_id: NewId, cursors: Cursors
-) -> AttachReply:
+def attach(tx: Transaction, node: NodeID, request: AttachRequest, now: float, new_id: NewId) -> AttachReply:
     """Put the container on exactly the networks asked for. What it has there already it keeps.
 
     Raises `NotFound` (no such network), `Forbidden` (not attachable), `Invalid` (a name or address that cannot be),
@@ -35,7 +33,7 @@ def attach(
     networks = _networks(tx, request)
     _check_ports(tx, node, request)
     wanted = zip(networks, request.networks, strict=True)
-    grants = Grants(tx, new_id, cursors)
+    grants = Grants(tx, new_id)
     attachments = tuple(_attachment(grants, before, network, joining) for network, joining in wanted)
     configs = tuple(
         NetworkAttachmentConfig(target=network.id, aliases=joining.aliases)
@@ -59,8 +57,12 @@ def attach(
         task = before
     elif not request.check:
         tx.put(task)
-        grants.remember()
-    return AttachReply(task=task, names=tuple(network.spec.name for network in networks))
+        grants.remember(tx)
+    return AttachReply(
+        task=task,
+        names=tuple(network.spec.name for network in networks),
+        local=tuple(LocalNetworkItem(id=found.id, spec=found.spec) for found in networks if found.spec.node_local),
+    )
 
 
 def detach(tx: Transaction, node: NodeID, identifier: TaskID) -> None:

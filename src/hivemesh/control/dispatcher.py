@@ -7,7 +7,9 @@ its stop signal, once every live node has acknowledged a revision in which the t
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -18,6 +20,7 @@ from hivemesh.control.inbox import Inbox, NodeNews
 from hivemesh.control.monitor import Monitor
 from hivemesh.control.packing import Packer, pieces
 from hivemesh.control.views import Deriver, NodeView, difference
+from hivemesh.meters import SLOW, Durations
 from hivemesh.model.errors import Conflict, Forbidden, Invalid
 from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.node import Node
@@ -42,6 +45,8 @@ from hivemesh.wire.control import (
 
 log = logging.getLogger("hivemesh.dispatcher")
 
+MOST_OWED = 1000
+"""Frames without an acknowledgement whose times are kept, for each node."""
 RELEASE_TIMEOUT = 5.0
 """Seconds after which a task is released although a live node did not acknowledge."""
 
@@ -70,6 +75,9 @@ class Session:
         self._sent: NodeView | None = None  # what the agent has, or has in its socket
         self._frame = 0  # revision of the last frame sent
         self._acked = -1
+        self._owed: deque[tuple[int, float]] = deque(
+            maxlen=MOST_OWED
+        )  # frames not acknowledged, and when they were sent
 
     @property
     def applied(self) -> int:
@@ -80,6 +88,20 @@ class Session:
         """Only a revision of which nothing is pending counts as applied."""
         if frame.pending == 0:
             self._acked = max(self._acked, frame.revision)
+
+    def owes(self, now: float) -> None:
+        """The frames of `advance` are on their way."""
+        self._owed.append((self._frame, now))
+
+    def paid(self) -> list[float]:
+        """When the frames were sent that the node has acknowledged since the last call."""
+        found = []
+        while self._owed and self._owed[0][0] <= self._acked:
+            found.append(self._owed.popleft()[1])
+        return found
+
+    def standing(self) -> "Standing":
+        return Standing(self.node, self._frame, self._acked, self._owed[0][1] if self._owed else None)
 
     def advance(self, view: NodeView) -> list[FromManager]:
         """The frames that take the agent to `view`, if it needs any."""
@@ -92,6 +114,17 @@ class Session:
             return []
         base, self._frame = self._frame, view.revision
         return pieces(Delta(base=base, revision=view.revision, changed=tuple(changed), removed=tuple(removed)))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a node has come: the newest revision sent, the one acknowledged (-1: none), and since when (seconds of
+    the clock) it owes the oldest acknowledgement."""
+
+    node: NodeID
+    sent: int
+    acked: int
+    since: float | None
 
 
 class Dispatcher:
@@ -109,6 +142,8 @@ class Dispatcher:
         self._revision = -1
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._timers: set[asyncio.Task[None]] = set()
+        self.convergence = Durations(SLOW)
+        """From a view's sending to its acknowledgement."""
         self.inbox = Inbox(tables, clock)
         self.monitor = Monitor(clock, self._heartbeat, self._on_silent)
 
@@ -160,6 +195,10 @@ class Dispatcher:
             await asyncio.gather(sender, return_exceptions=True)
             self._settle()
 
+    def standings(self) -> list[Standing]:
+        """Of all nodes with a session here."""
+        return [session.standing() for session in self._sessions.values()]
+
     async def tell(self, node: NodeID, frame: FromManager) -> bool:
         """Send something beside the view; False when the node has no session here."""
         session = self._sessions.get(node)
@@ -193,6 +232,8 @@ class Dispatcher:
         match frame:
             case Ack():
                 session.ack(frame)
+                for sent in session.paid():
+                    self.convergence.observe(self._clock.steady() - sent)
                 self._settle()
             case Report():
                 self.inbox.reports(session.node, frame.tasks)
@@ -216,7 +257,9 @@ class Dispatcher:
                     session.welcome = welcome
                     await session.channel.send(codec.pack(welcome))
                 frames = session.advance(view)
-                if not frames:
+                if frames:
+                    session.owes(self._clock.steady())
+                else:
                     self._settle()
                 for frame in frames:
                     await session.channel.send(self._packer.pack(frame))
@@ -239,6 +282,7 @@ class Dispatcher:
         nodes = store.all(Node)
         self._ready = frozenset(node.id for node in nodes if node.state == "ready")
         self.monitor.watch(node.id for node in nodes if node.state != "down")
+        self.monitor.remember(node.id for node in nodes)
         self._drain()
         for session in self._sessions.values():
             session.wake.set()

@@ -115,11 +115,11 @@ class Pace:
         self._clock = clock
         self._most = most
         self._rate = rate
-        self._left, self._at = float(most), clock.now()
+        self._left, self._at = float(most), clock.steady()
 
     def take(self) -> None:
         """Raises `Unavailable` when it is too much."""
-        now = self._clock.now()
+        now = self._clock.steady()
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._rate)
         self._at = now
         if self._left < 1:

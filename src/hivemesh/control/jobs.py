@@ -78,8 +78,8 @@ def _go_on(tasks: ServiceTasks, slot: Slot) -> bool:
     for task in before:
         tasks.stop(task)
     if latest.status.state.dead:
-        if latest.start_after > tasks.now:
-            tasks.wake_at(latest.start_after)
+        if tasks.waits_for_turn(latest):
+            pass  # its successor waits for that turn
         elif latest.stopped or tasks.should_restart(slot, latest):
             tasks.replace(slot, latest, tasks.delay)
         else:

@@ -40,6 +40,7 @@ async def admit(tables: Tables, request: JoinRequest, *, now: float, caller: str
             Node(
                 id=node_id,
                 spec=NodeSpec(role=role, availability=availability),
+                stale_version=tx.revision,
                 created=now,
                 updated=now,
                 description=NodeDescription(hostname=request.hostname),

@@ -17,7 +17,7 @@ from hivemesh.model.ids import NodeID, TaskID
 from hivemesh.model.task import Task
 from hivemesh.store.tables import Tables
 from hivemesh.wire.control import FromManager, LogsUnwanted, LogsWanted
-from hivemesh.wire.logs import Entry, LogProblem, LogQuery, Unframer
+from hivemesh.wire.logs import Entry, LogProblem, LogQuery, unframer
 
 QUEUE = 256
 """Entries that wait for a reader; then senders wait."""
@@ -87,11 +87,11 @@ class LogDesk:
         reader = self._readers.get(identifier)
         if reader is None or reader.requests[identifier].node != node:
             raise Forbidden(f"nobody reads logs {identifier} of this node")
-        request, unframer = reader.requests[identifier], Unframer()
+        request, pieces = reader.requests[identifier], unframer()
         request.begun = True
         try:
             async for piece in stream:
-                for entry in unframer.feed(piece):
+                for entry in pieces.feed(piece):
                     if reader.left:
                         return
                     if entry.task in request.tasks:

@@ -29,7 +29,8 @@ from hivemesh.control import (
     swarm,
 )
 from hivemesh.control.examiner import Examiner
-from hivemesh.control.grants import Cursors
+from hivemesh.control.feeds import FeedDesk
+from hivemesh.control.inspector import Inspector
 from hivemesh.control.logs import LogDesk
 from hivemesh.model import ids
 from hivemesh.model.cluster import Cluster, Renewal, SwarmSpec
@@ -54,13 +55,13 @@ RETRY = 1.0
 """Seconds until the loops try again after the store refused, or after they did not come to rest."""
 
 
-def converge(tx: Transaction, now: float, new_id: Callable[[], str], cursors: Cursors) -> float | None:
+def converge(tx: Transaction, now: float, new_id: Callable[[], str]) -> float | None:
     """All passes until nothing changes. Returns when there is something to do again, in unix seconds, if known."""
     for _ in range(ROUNDS):
         before = tx.edits
         enforcer.enforce(tx)
         wake = orchestrator.orchestrate(tx, now, new_id)
-        allocator.allocate(tx, now, new_id, cursors)
+        allocator.allocate(tx, now, new_id)
         scheduler.schedule(tx, now)
         reaper.reap(tx)
         rotation.finish(tx, now)
@@ -87,9 +88,10 @@ class Manager:
         self._elected = elected
         self._clock = clock
         self._new_id = new_id
-        self._cursors = Cursors()
         self._wake: float | None = None
         self.examiner: Examiner | None = None  # asks agents what lies on a packet's way
+        self.inspector: Inspector | None = None  # asks all of them how they are
+        self.feeds: FeedDesk | None = None  # where agents can be asked for their traffic
         self.logs: LogDesk | None = None  # where agents can be asked for the output of tasks
 
     async def run(self) -> None:
@@ -121,7 +123,7 @@ class Manager:
         return 0
 
     def _converge(self, tx: Transaction) -> None:
-        self._wake = converge(tx, self._clock.now(), self._new_id, self._cursors)
+        self._wake = converge(tx, self._clock.now(), self._new_id)
 
     async def _change(self, change: Callable[[Transaction, float], T]) -> T:
         """Intent, then the passes, in one commit; returns the object as committed (or as it was when removed)."""
@@ -261,7 +263,7 @@ class Manager:
         """
 
         def attach(tx: Transaction) -> AttachReply:
-            reply = attachments.attach(tx, node, request, self._clock.now(), self._new_id, self._cursors)
+            reply = attachments.attach(tx, node, request, self._clock.now(), self._new_id)
             if not request.check:
                 self._converge(tx)
             return reply

@@ -3,7 +3,8 @@
     joined as manager ── learner ── caught up: full member ── demoted, left or removed: no member
 
 A manager that is added only listens at first, so that an address where nobody starts costs no majority. One that goes
-stops being a manager in the nodes' eyes (`Node.manager_addr`) only when the others can do without it.
+stops being a manager in the nodes' eyes (`Node.manager_addr`) only when the others can do without it. A leader never
+removes its own member, with which its store would end: demoted, it stops leading, and the next one removes it.
 """
 
 import asyncio
@@ -46,10 +47,14 @@ def act_at(tables_change: Transaction, node: NodeID, addr: str, now: float) -> N
 
 
 class Members:
-    """`client` is None when the store is not ours to run: then there is nobody to add and remove."""
+    """`client` is None when the store is not ours to run: then there is nobody to add and remove.
 
-    def __init__(self, tables: Tables, client: EtcdClient | None) -> None:
+    A member's name is its node's id; `me` is this node's.
+    """
+
+    def __init__(self, tables: Tables, client: EtcdClient | None, me: NodeID) -> None:
         self._tables = tables
+        self._me = me
         self._client = client
         self._unstarted: dict[int, float] = {}  # member id to when it was first seen so
 
@@ -110,7 +115,7 @@ class Members:
         busy = False
         for member in members:
             if not wanted & set(member.peers):
-                if len(members) > 1 and self._client is not None:
+                if member.name != self._me and len(members) > 1 and self._client is not None:
                     await self._client.remove(member.ID)
                     log.info("%s is no member of the store any more", member.name or member.peers)
                     members = tuple(other for other in members if other.ID != member.ID)

@@ -6,12 +6,15 @@ from ipaddress import IPv4Network
 
 import msgspec
 
+from hivemesh.cnm import local
 from hivemesh.control import lookup, ports, validate
 from hivemesh.ipam import pools
 from hivemesh.model.addr import Address, Prefix, parse_address, parse_prefix
+from hivemesh.model.cursor import Cursor
 from hivemesh.model.errors import Conflict, Forbidden, Invalid, Unsupported
 from hivemesh.model.ids import NetworkID
-from hivemesh.model.network import MTU_OPTION, VNI_OPTION, IPAMConfig, Network, NetworkSpec, Subnet
+from hivemesh.model.local import LocalSpec
+from hivemesh.model.network import MTU_OPTION, OVERLAY, VNI_OPTION, IPAMConfig, Network, NetworkSpec, Subnet
 from hivemesh.model.node import Node
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task, TaskState
@@ -48,8 +51,14 @@ def create(tx: Transaction, spec: NetworkSpec, now: float, new_id: str) -> Netwo
     validate.name(spec.name, "network")
     if any(other.spec.name == spec.name for other in tx.all(Network)):
         raise Conflict(f"network with name {spec.name} already exists")
-    if spec.driver != "overlay":
-        raise Unsupported(f"network driver {spec.driver!r} is not supported in the swarm: use overlay")
+    if spec.node_local:
+        if spec.driver not in local.OPTIONS:
+            names = ", ".join((OVERLAY, *local.OPTIONS))
+            raise Unsupported(f"network driver {spec.driver!r} is not supported: use {names}")
+        if spec.ingress:
+            raise Invalid("ingress network can only be of the overlay driver")
+        local.check(LocalSpec.of(spec))
+        return tx.put(Network(id=NetworkID(new_id), spec=spec, created=now, updated=now))
     if spec.ingress:
         _check_ingress(tx, spec)
     _check_options(tx, spec)
@@ -80,14 +89,18 @@ def remove(tx: Transaction, reference: str) -> Network:
             who = f" (container {task.container})" if task.attached else ""
             raise Invalid(f"network {network.id} is in use by task {task.id}{who}")
     tx.delete(network)
+    cursor = tx.get(Cursor, network.id)
+    if cursor is not None:
+        tx.delete(cursor)
     return network
 
 
 def given_subnets(spec: NetworkSpec) -> tuple[Subnet, ...]:
     """The subnets the user named, at most one per family; raises `Invalid`."""
     found = tuple(_subnet(config) for config in spec.ipam if config.subnet)
-    if any(config.gateway or config.ip_range for config in spec.ipam if not config.subnet):
-        raise Invalid("invalid network: a gateway or IP range needs its subnet")
+    loose = [config for config in spec.ipam if not config.subnet]
+    if any(config.gateway or config.ip_range or config.auxiliary_addresses for config in loose):
+        raise Invalid("invalid network: a gateway, IP range or auxiliary address needs its subnet")
     if len({subnet.prefix.version for subnet in found}) < len(found):
         raise Unsupported("several subnets of one family on a network are not supported: give one IPv4 and one IPv6")
     return found
@@ -101,7 +114,15 @@ def _subnet(config: IPAMConfig) -> Subnet:
     reserved = pools.overlapping(prefix, NOT_FOR_HOSTS)
     if reserved is not None:
         raise Invalid(f"invalid subnet {prefix}: not a range for hosts, because of {reserved}")
+    aside = tuple(parse_address(text, "auxiliary address") for text in config.auxiliary_addresses.values())
+    for address in aside:
+        if not _holds(prefix, address):
+            raise Invalid(f"invalid auxiliary address {address}: it is not a host address of subnet {prefix}")
     gateway = parse_address(config.gateway, "gateway") if config.gateway else first_host(prefix)
+    while not config.gateway and gateway in aside:
+        gateway += 1
+    if gateway in aside:
+        raise Invalid(f"invalid auxiliary address {gateway}: it is the gateway of subnet {prefix}")
     if not _holds(prefix, gateway):
         raise Invalid(f"invalid gateway {gateway}: it is not a host address of subnet {prefix}")
     ip_range = parse_prefix(config.ip_range, "IP range") if config.ip_range else None
@@ -111,7 +132,7 @@ def _subnet(config: IPAMConfig) -> Subnet:
         or pools.overlapping(ip_range, [prefix]) is None
     ):
         raise Invalid(f"invalid IP range {ip_range}: it is not inside subnet {prefix}")
-    return Subnet(prefix=prefix, gateway=gateway, ip_range=ip_range)
+    return Subnet(prefix=prefix, gateway=gateway, ip_range=ip_range, reserved=aside)
 
 
 def first_host(prefix: Prefix) -> Address:
@@ -122,6 +143,8 @@ def first_host(prefix: Prefix) -> Address:
 def taken(view: View) -> Iterable[Prefix]:
     """What new subnets must stay clear of: other networks, and what nodes use themselves."""
     for network in view.all(Network):
+        if network.spec.node_local:
+            continue
         yield from (subnet.prefix for subnet in network.subnets or given_subnets(network.spec))
     for node in view.all(Node):
         yield from node.description.gateway

@@ -3,8 +3,8 @@
 import msgspec
 
 from hivemesh.control import balance, lookup
-from hivemesh.control.services import OUT_OF_SEQUENCE
-from hivemesh.model.errors import Invalid, OutOfSequence
+from hivemesh.control.services import check_sequence
+from hivemesh.model.errors import Invalid
 from hivemesh.model.node import Node, NodeSpec
 from hivemesh.store.tables import Transaction
 
@@ -12,14 +12,13 @@ from hivemesh.store.tables import Transaction
 def update(tx: Transaction, reference: str, version: int, spec: NodeSpec, now: float) -> Node:
     """Labels, availability, role and name; raises `OutOfSequence` or `Invalid`."""
     node = lookup.node(tx, reference)
-    if version != node.version:
-        raise OutOfSequence(OUT_OF_SEQUENCE)
+    check_sequence(node, version)
     balance.check_labels(spec.labels, balance.OF_NODES)
     balance.weight_of(spec.labels)
     managers = [other.id for other in tx.all(Node) if other.spec.role == "manager"]
     if spec.role == "worker" and managers == [node.id]:
         raise Invalid("attempting to demote the last manager of the swarm")
-    return tx.put(msgspec.structs.replace(node, spec=spec, updated=now))
+    return tx.put(msgspec.structs.replace(node.with_spec(spec), updated=now))
 
 
 def remove(tx: Transaction, reference: str, *, force: bool) -> Node:

@@ -126,7 +126,7 @@ class _Pass:
         latest = {slot.number: self._latest(slot) for slot in slots}
 
         def progress(slot: Slot) -> tuple[bool, bool]:
-            return not latest[slot.number].serving, latest[slot.number].node_id is None
+            return not any(task.serving for task in slot.tasks), latest[slot.number].node_id is None
 
         copies: Counter[str | None] = Counter()
         ranked = []
@@ -162,8 +162,8 @@ class _Pass:
         """Whether a successor starts."""
         if latest.spec_version != self._service.spec_version and updater.is_rolling(self._service):
             self._tasks.replace(slot, latest, 0.0)
-        elif latest.start_after > self._now:  # it ended while it got ready: its successor waits for that turn
-            self._tasks.wake_at(latest.start_after)
+        elif self._tasks.waits_for_turn(latest):
+            pass  # it ended while it got ready: its successor waits for that turn
         elif self._tasks.should_restart(slot, latest):
             self._tasks.replace(slot, latest, self._tasks.delay)
         else:
@@ -189,11 +189,10 @@ class _Pass:
         return not task.placed or self._tasks.is_misplaced(task)  # else it would be placed by the old rules
 
     def _stays(self, task: Task, latest: Task) -> bool:
-        """Start-first: what serves goes on until its successor does."""
+        """Start-first: what serves goes on until its successor does, which may be outdated before it does."""
         return (
             task.serving
             and updater.config_of(self._service).order == "start-first"
-            and not self._is_outdated(latest)
             and latest.status.state != TaskState.RUNNING
             and not self._tasks.is_lost(task)
         )
@@ -205,11 +204,8 @@ class _Pass:
         """It is not there yet, or the pause after it is not over."""
         if task.status.state < TaskState.RUNNING:
             return True
-        settled = task.started + updater.config_of(self._service).delay / SECOND
-        if updater.belongs(self._service, task) and settled > self._now:
-            self._tasks.wake_at(settled)
-            return True
-        return False
+        pause = updater.config_of(self._service).delay / SECOND
+        return updater.belongs(self._service, task) and self._tasks.waits(task.started + pause, pause)
 
     def _roll(self, outdated: list[tuple[Slot, Task]], busy: int) -> None:
         """Replace outdated tasks, so many at a time; those that serve nobody need not wait."""
@@ -236,7 +232,5 @@ class _Pass:
         if self._service.update_status is None:
             return
         over = updater.settled_at(self._service, self._tasks.tx.tasks_of(self._service.id))
-        if over > self._now:
-            self._tasks.wake_at(over)
-        else:
+        if not self._tasks.waits(over, updater.config_of(self._service).monitor / SECOND):
             self._put(updater.completed(self._service, self._now))

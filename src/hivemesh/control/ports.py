@@ -15,8 +15,8 @@ import msgspec
 
 from hivemesh.control import constraints
 from hivemesh.control.balance import PUBLISH_LABEL
-from hivemesh.control.grants import Cursors
 from hivemesh.model.addr import Prefix, parse_prefix
+from hivemesh.model.cursor import Cursor
 from hivemesh.model.errors import Exhausted, Invalid, Unsupported
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
@@ -215,7 +215,7 @@ def _taken(view: View, service: Service) -> Mapping[Number, set[str]]:
 # --- what is granted -------------------------------------------------------------------------------------------------
 
 
-def grant(tx: Transaction, service: Service, cursors: Cursors) -> tuple[tuple[PortConfig, ...], tuple[Door, ...]]:
+def grant(tx: Transaction, service: Service) -> tuple[tuple[PortConfig, ...], tuple[Door, ...]]:
     """The service's ports with real numbers, and their doors. Raises `Exhausted`.
 
     A number once chosen stays while its port is asked for; so does a door. A host port without a number is its node's
@@ -223,7 +223,7 @@ def grant(tx: Transaction, service: Service, cursors: Cursors) -> tuple[tuple[Po
     """
     ports = _with_kept_numbers(service.spec.endpoint_spec.ports, service)
     if any(_is_open(port) for port in ports):
-        ports = _with_new_numbers(tx, ports, cursors)
+        ports = _with_new_numbers(tx, ports)
     if ports == service.ports:
         return service.ports, service.doors
     return ports, _doors(tx, service, ports)
@@ -240,14 +240,14 @@ def _with_kept_numbers(asked: Iterable[PortConfig], service: Service | None) -> 
     return tuple(kept[port].pop(0) if _is_open(port) and kept.get(port) else port for port in given)
 
 
-def _with_new_numbers(tx: Transaction, ports: tuple[PortConfig, ...], cursors: Cursors) -> tuple[PortConfig, ...]:
+def _with_new_numbers(tx: Transaction, ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:
     used: set[Number] = {(port.protocol, port.published_port) for port in ports}
     for other in tx.all(Service):
         used |= _taken(tx, other).keys()
     granted = []
     for port in ports:
         if _is_open(port):
-            number = _next(port.protocol, used, cursors)
+            number = _next(tx, port.protocol, used)
             used.add((port.protocol, number))
             port = msgspec.structs.replace(port, published_port=number)
         granted.append(port)
@@ -263,12 +263,13 @@ def _without_number(port: PortConfig) -> PortConfig:
     return msgspec.structs.replace(port, published_port=0)
 
 
-def _next(protocol: str, used: set[Number], cursors: Cursors) -> int:
+def _next(tx: Transaction, protocol: str, used: set[Number]) -> int:
+    cursor = tx.get(Cursor, "port") or Cursor(id="port", number=DYNAMIC_PORTS.start - 1)
     count = len(DYNAMIC_PORTS)
     for step in range(1, count + 1):
-        number = DYNAMIC_PORTS[(max(cursors.port, DYNAMIC_PORTS.start - 1) - DYNAMIC_PORTS.start + step) % count]
+        number = DYNAMIC_PORTS[(cursor.number - DYNAMIC_PORTS.start + step) % count]
         if (protocol, number) not in used:
-            cursors.port = number
+            tx.put(msgspec.structs.replace(cursor, number=number))
             return number
     raise Exhausted(f"no free {protocol} port in {DYNAMIC_PORTS.start}-{DYNAMIC_PORTS.stop - 1} to publish")
 

@@ -63,7 +63,7 @@ class _Site:
         self.total = 0
         self.of_service: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
-        self.host_ports: set[tuple[str, int]] = set()
+        self.host_ports = set(node.description.published)
         self.free_cpus = node.description.nano_cpus
         self.free_memory = node.description.memory_bytes
         self.stock = Stock(node.description.generic)

@@ -49,12 +49,15 @@ from hivemesh.wire.control import (
     RenewRequest,
     TellRequest,
 )
-from hivemesh.wire.trace import Answered, ExamineRequest
+from hivemesh.wire.doctor import Told
+from hivemesh.wire.trace import Answered, ExamineRequest, Traced
 
 log = logging.getLogger("hivemesh.server")
 
 MAX_BODY = 64 * 1024
 """Bytes of a request; a certificate request has about 400."""
+MAX_FOUND = 16 * 1024 * 1024
+"""Bytes of what a member of the swarm was asked to find: a trace has some 25 KiB for each way."""
 CLOSE_TIMEOUT = 2.0
 """Seconds a peer has to answer our goodbye."""
 STATUS = (
@@ -164,8 +167,12 @@ class ClusterServer:
                 web.post("/v1/attach", self._attach),
                 web.post("/v1/detach", self._detach),
                 web.post("/v1/logs/{id}", self._receive_logs),
+                web.post("/v1/feed/{id}", self._receive_feed),
                 web.post("/v1/examine", self._examine),
                 web.post("/v1/examined", self._examined),
+                web.post("/v1/traced", self._traced),
+                web.post("/v1/inspect", self._inspect),
+                web.post("/v1/inspected", self._inspected),
                 web.post("/v1/manager", self._become_manager),
                 web.get("/v1/members", self._members),
                 web.post("/v1/tell", self._tell),
@@ -202,7 +209,7 @@ class ClusterServer:
             if node is not None:
                 message, now = "the node left the swarm", self._clock.now()
                 spec = msgspec.structs.replace(node.spec, role="worker")
-                tx.put(msgspec.structs.replace(node.gone_down(message, now, PARTING), spec=spec, updated=now))
+                tx.put(msgspec.structs.replace(node.gone_down(message, now, PARTING).with_spec(spec), updated=now))
             attachments.drop(tx, peer.node_id)
 
         await self._tables.update(mark)
@@ -262,20 +269,55 @@ class ClusterServer:
             raise Invalid(f"malformed logs: {error}") from None
         return web.Response(status=204)
 
+    async def _receive_feed(self, request: web.Request) -> web.Response:
+        """Of the node's traffic, as long as somebody reads it."""
+        _, peer = self._member(request)
+        if self._manager.feeds is None:
+            raise Forbidden("this manager reads no feeds")
+        try:
+            await self._manager.feeds.receive(request.match_info["id"], peer.node_id, request.content.iter_any())
+        except ValueError as error:
+            raise Invalid(f"malformed feed: {error}") from None
+        return web.Response(status=204)
+
     async def _examine(self, request: web.Request) -> web.Response:
         """Members may see what lies on a packet's way; it is as little a secret as networks are."""
         self._member(request)
         if self._manager.examiner is None:
             raise Unavailable("this manager cannot ask other nodes yet: try again in a moment")
         asked = await _body(request, ExamineRequest)
-        return _json(await self._manager.examiner.examine(asked.vtep, asked.leg))
+        return _json(await self._manager.examiner.examine(asked.vtep, asked.examination))
 
     async def _examined(self, request: web.Request) -> web.Response:
         _, peer = self._member(request)
         if self._manager.examiner is None:
             raise Forbidden("this manager asked nobody")
-        answered = await _body(request, Answered)
+        answered = await _found(request, Answered)
         self._manager.examiner.answered(answered.id, peer.node_id, answered.examined)
+        return web.Response(status=204)
+
+    async def _traced(self, request: web.Request) -> web.Response:
+        _, peer = self._member(request)
+        if self._manager.examiner is None:
+            raise Forbidden("this manager asked nobody")
+        self._manager.examiner.traced(peer.node_id, await _found(request, Traced))
+        return web.Response(status=204)
+
+    async def _inspect(self, request: web.Request) -> web.Response:
+        """The leader's: two rounds of probes at a time would disturb each other, and it has the sessions."""
+        self._member(request)
+        if self.dispatcher is None:
+            raise self._elsewhere()
+        if self._manager.inspector is None:
+            raise Unavailable("this manager cannot ask other nodes yet: try again in a moment")
+        return _json(await self._manager.inspector.inspect())
+
+    async def _inspected(self, request: web.Request) -> web.Response:
+        _, peer = self._member(request)
+        if self._manager.inspector is None:
+            raise Forbidden("this manager asked nobody")
+        told = await _found(request, Told)
+        self._manager.inspector.answered(told.id, peer.node_id, told.facts)
         return web.Response(status=204)
 
     async def _networks(self, request: web.Request) -> web.Response:
@@ -378,6 +420,8 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
         message = str(error)
         if isinstance(error, Elsewhere):
             leader, status = error.leader, 421
+    except ConnectionError as error:  # in the middle of what it was sending: nobody hears this
+        status, message = 400, str(error)
     except web.HTTPException as error:
         status, message = error.status, f"{error.reason}: {request.method} {request.path}"
     header = message.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
@@ -397,6 +441,10 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         return codec.from_json(await request.read(), kind)
     except msgspec.MsgspecError as error:
         raise Invalid(f"malformed request: {error}") from None
+
+
+async def _found(request: web.Request, kind: type[T]) -> T:
+    return await _body(request.clone(client_max_size=MAX_FOUND), kind)
 
 
 def _bind(listen: str) -> list[socket.socket]:

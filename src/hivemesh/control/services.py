@@ -8,7 +8,9 @@ import msgspec
 from hivemesh.control import lookup, validate
 from hivemesh.model.errors import Invalid, OutOfSequence, Unsupported
 from hivemesh.model.ids import ServiceID
+from hivemesh.model.node import Node
 from hivemesh.model.service import Placement, Service, ServiceSpec, UpdateStatus
+from hivemesh.registry.reference import familiar
 from hivemesh.store.tables import Transaction
 
 OUT_OF_SEQUENCE = "update out of sequence"
@@ -37,7 +39,10 @@ def create(tx: Transaction, spec: ServiceSpec, now: float, new_id: str) -> Servi
         spec = msgspec.structs.replace(spec, name=_random_name(tx, new_id))
     spec = validate.service_spec(tx, spec)
     executed = now if spec.is_job else 0.0
-    return tx.put(Service(id=ServiceID(new_id), spec=spec, created=now, updated=now, executed=executed))
+    made = Service(
+        id=ServiceID(new_id), spec=spec, created=now, updated=now, executed=executed, stale_version=tx.revision
+    )
+    return tx.put(made)
 
 
 def update(
@@ -45,8 +50,7 @@ def update(
 ) -> Service:
     """Replace the specification; with `rollback` by the previous one, whatever `spec` is."""
     current = lookup.service(tx, reference)
-    if version != current.version:
-        raise OutOfSequence(OUT_OF_SEQUENCE)
+    check_sequence(current, version)
     if rollback:
         if current.previous_spec is None:
             raise Invalid(f"service {reference} does not have a previous spec")
@@ -60,6 +64,7 @@ def update(
     updated = msgspec.structs.replace(
         current,
         spec=spec,
+        stale_version=current.version,
         previous_spec=current.spec,
         previous_version=current.spec_version,
         update_status=None,  # clients take an old one for the end of the new update
@@ -75,6 +80,16 @@ def update(
         if spec.is_job:
             updated = msgspec.structs.replace(updated, iteration=current.iteration + 1, executed=now)
     return tx.put(updated)
+
+
+def check_sequence(current: Service | Node, version: int) -> None:
+    """Raises `OutOfSequence` for who has not read the present specification.
+
+    What managers themselves write meanwhile (the state of an update, of a node) is no reason: with Docker it is, and a
+    command fails that ran at the wrong moment.
+    """
+    if not current.stale_version < version <= current.version:
+        raise OutOfSequence(OUT_OF_SEQUENCE)
 
 
 def remove(tx: Transaction, reference: str) -> Service:
@@ -96,6 +111,8 @@ def _shape(spec: ServiceSpec) -> tuple[object, ...]:
 
 def _said(value: Any, field: str = "") -> Any:
     """Without what is empty, and what has no order in an order of its own."""
+    if field == "image" and isinstance(value, str):
+        return familiar(value)
     if isinstance(value, msgspec.Struct):
         default = type(value)()
         changed = [name for name in value.__struct_fields__ if getattr(value, name) != getattr(default, name)]

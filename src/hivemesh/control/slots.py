@@ -16,6 +16,10 @@ from hivemesh.store.tables import Transaction
 
 NewId = Callable[[], str]
 SECOND = 1_000_000_000
+TICK = 0.001
+"""Seconds that a task is younger than the one before it, at least."""
+CLOCKS_APART = 2.0
+"""Seconds that two machines' clocks may differ by and still be called right."""
 
 
 @dataclass
@@ -64,13 +68,19 @@ class ServiceTasks:
                 log_driver=self._default_log_driver(),
                 spec_version=service.spec_version,
                 iteration=service.iteration,
-                created=self.now,
+                created=self._youngest_of(slot),
                 updated=self.now,
                 desired=desired,
                 status=TaskStatus(timestamp=self.now),
                 start_after=start_after,
             )
         )
+
+    def _youngest_of(self, slot: Slot) -> float:
+        """When it was made: after all that was there, though it may have been made by the clock of another leader."""
+        update = self.service.update_status
+        before = [task.created + TICK for task in slot.tasks] + [update.started if update is not None else 0.0]
+        return max(self.now, *before)
 
     def _default_log_driver(self) -> LogDriver | None:
         if self.service.spec.task_template.log_driver is not None:
@@ -101,10 +111,23 @@ class ServiceTasks:
         """Its turn comes when its delay is over and the tasks before it are gone."""
         if task.desired != TaskState.READY:
             return
-        if task.start_after > self.now:
-            self.wake_at(task.start_after)
-        elif all(self.is_gone(other) for other in others):
+        if not self.waits_for_turn(task) and all(self.is_gone(other) for other in others):
             self.tx.put(msgspec.structs.replace(task, desired=TaskState.RUNNING, updated=self.now))
+
+    def waits_for_turn(self, task: Task) -> bool:
+        """Whether the delay before it is not over."""
+        return self.waits(task.start_after, task.spec.restart_policy.delay / SECOND)
+
+    def waits(self, until: float, longest: float) -> bool:
+        """Whether that moment is to come, at most `longest` seconds from now; then this is looked at again.
+
+        One further away was written by another clock than ours, of an earlier leader or of a node, or ours was set
+        back: nobody waits for that.
+        """
+        if not self.now < until <= self.now + longest + CLOCKS_APART:
+            return False
+        self.wake_at(until)
+        return True
 
     @property
     def delay(self) -> float:

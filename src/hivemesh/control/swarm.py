@@ -8,7 +8,6 @@ import msgspec
 
 from hivemesh import pki
 from hivemesh.control import allocator, rotation
-from hivemesh.control.grants import Cursors
 from hivemesh.control.services import OUT_OF_SEQUENCE
 from hivemesh.engine import logdriver
 from hivemesh.ipam import pools as arithmetic
@@ -97,7 +96,7 @@ def initial_objects(
     )
     network = Network(id=NetworkID(new_id()), spec=NetworkSpec(name=INGRESS, ingress=True), created=now, updated=now)
     tx.put(network)
-    allocator.allocate(tx, now, new_id, Cursors())
+    allocator.allocate(tx, now, new_id)
     ingress, node = tx.get(Network, network.id), tx.get(Node, node_id)
     assert ingress is not None
     assert node is not None

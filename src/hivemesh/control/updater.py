@@ -52,6 +52,7 @@ def judged(service: Service, tasks: Collection[Task], slots: int, now: float) ->
         back = msgspec.structs.replace(
             service,
             spec=service.previous_spec,
+            stale_version=service.version,
             spec_version=service.previous_version,
             previous_spec=None,
             previous_version=0,

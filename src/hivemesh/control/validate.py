@@ -64,6 +64,7 @@ def service_spec(view: View, spec: ServiceSpec, current: Service | None = None) 
     networks = tuple(_networks(view, spec.task_template.networks))
     spec = msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=networks))
     addresses.check(view, spec, current)
+    _published(view, spec)
     return spec
 
 
@@ -117,6 +118,19 @@ def _generic(resources: Iterable[GenericResource]) -> None:
             raise Invalid(f"invalid argument for resource {kind}: ask for a number of them, such as {kind or 'GPU'}=1")
         if not asked.kind or not 0 <= asked.value <= MAX_COUNT:
             raise Invalid(f"invalid argument for resource {asked.kind}: expected a name and a count, not {asked.value}")
+
+
+def _published(view: View, spec: ServiceSpec) -> None:
+    """The host has no way to a container on a macvlan network, and its replies none to the host."""
+    if not any(port.publish_mode == "host" for port in spec.endpoint_spec.ports):
+        return
+    for attachment in spec.task_template.networks:
+        network = view.get(Network, attachment.target)
+        if network is not None and network.spec.driver == "macvlan":
+            raise Unsupported(
+                f"EndpointSpec.Ports: mode host is not supported on network {network.spec.name} of driver macvlan: "
+                "its containers are reached at their own addresses: leave the port out, or use mode ingress"
+            )
 
 
 def _resources(limits: ResourceLimits | Reservations, what: str) -> None:

@@ -22,6 +22,7 @@ from hivemesh.wire.control import (
     AnyItem,
     ConfigItem,
     CredentialItem,
+    LocalNetworkItem,
     NetworkItem,
     NodeItem,
     PayloadItem,
@@ -135,7 +136,7 @@ class Deriver:
 
     def update(self, store: Store) -> None:
         """Take over what the store holds now."""
-        networks = {n.id: n for n in store.all(Network) if n.vni is not None and n.subnets}
+        networks = {n.id: n for n in store.all(Network) if n.spec.node_local or (n.vni is not None and n.subnets)}
         if store.cluster is not self._cluster or not same(networks, self._networks):
             self._own = {}
         self._revision, self._cluster, self._networks = store.revision, store.cluster, networks
@@ -160,7 +161,8 @@ class Deriver:
         self._update_nodes(store, on_node)
         self._update_payloads(store)
         sites = sites_of(store.all(Node))
-        self._serving.update(networks, store.all(Service), of_service, attached, sites)
+        spanning = {identifier: network for identifier, network in networks.items() if not network.spec.node_local}
+        self._serving.update(spanning, store.all(Service), of_service, attached, sites)
 
     def of(self, node: NodeID, released: Collection[TaskID] = ()) -> NodeView | None:
         """The view of a node, which may stop the tasks in `released`; None when there is no such node."""
@@ -275,6 +277,8 @@ def _add_peers(endpoints: dict[NetworkID, dict[str, AnyItem]], node: Node, attac
     if node.vtep is None:  # it has not called yet: there is no way to it
         return
     for attachment in attachments:
+        if not attachment.addresses:  # on a network that each node makes itself: nobody is led there
+            continue
         item = PeerItem(
             network=attachment.network_id,
             endpoint=attachment.endpoint_id,
@@ -292,7 +296,9 @@ def _payload_item(payload: Payload, known: AnyItem | None) -> AnyItem:
     return ITEM_OF[type(payload)](id=payload.id, data=payload.spec.data, templated=payload.spec.templating is not None)
 
 
-def _network_item(network: Network, port: int, attachments: Iterable[Attachment]) -> NetworkItem:
+def _network_item(network: Network, port: int, attachments: Iterable[Attachment]) -> NetworkItem | LocalNetworkItem:
+    if network.spec.node_local:
+        return LocalNetworkItem(id=network.id, spec=network.spec)
     assert network.vni is not None
     mtu = network.spec.options.get(MTU_OPTION, "")
     return NetworkItem(

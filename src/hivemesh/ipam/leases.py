@@ -19,10 +19,11 @@ class Leases:
         prefix = subnet.prefix
         given = subnet.ip_range or prefix
         self.subnet = subnet
-        self.last = after
+        self._after = after
+        self._given: list[int] = []
         self._first, self._end = int(given.network_address), int(given.broadcast_address)
         self._reserved: set[int] = set()
-        self._held = {int(prefix.network_address), int(subnet.gateway)}
+        self._held = {int(prefix.network_address), int(subnet.gateway), *map(int, subnet.reserved)}
         if prefix.version == 4:
             self._held.add(int(prefix.broadcast_address))
 
@@ -44,6 +45,11 @@ class Leases:
         )
 
     @property
+    def last(self) -> int:
+        """The number after which `acquire` goes on: of the last address given."""
+        return self._given[-1] if self._given else self._after
+
+    @property
     def in_use(self) -> int:
         """Addresses that are held, those that nobody may have among them."""
         return len(self._held)
@@ -62,7 +68,7 @@ class Leases:
                 number += 1
             if number <= high:
                 self._held.add(number)
-                self.last = number
+                self._given.append(number)
                 return self._interface(number)
         raise Exhausted(f"no free address in {self.subnet.ip_range or self.subnet.prefix}")
 
@@ -76,6 +82,12 @@ class Leases:
     def release(self, address: Interface | Address) -> None:
         """Give back what `acquire` or `take` gave."""
         self._held.discard(int(address))
+
+    def undo(self, address: Interface | Address) -> None:
+        """As if `acquire` or `take` had not given it."""
+        self.release(address)
+        if int(address) in self._given:
+            self._given.remove(int(address))
 
     def _interface(self, number: int) -> Interface:
         length = self.subnet.prefix.prefixlen

@@ -1,13 +1,13 @@
 """Networks of one node alone (`bridge`, `macvlan`), and what a plain container has that only its own node knows."""
 
 from ipaddress import IPv4Address
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
 from hivemesh.model.addr import Address, Prefix
 from hivemesh.model.ids import NetworkID, TaskID
-from hivemesh.model.network import IPAMConfig, Subnet
+from hivemesh.model.network import IPAMConfig, NetworkSpec, Subnet
 
 LocalDriver = Literal["bridge", "macvlan"]
 MacvlanMode = Literal["bridge", "private", "vepa", "passthru"]
@@ -16,12 +16,6 @@ DEFAULT_BRIDGE = "bridge"
 """The network of containers that name none."""
 PREDEFINED = (DEFAULT_BRIDGE, "host", "none")
 """Names that are always there and nobody's to make or remove."""
-
-
-class LocalIPAMConfig(IPAMConfig, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """One subnet as asked for; auxiliary addresses are names and addresses that no container gets."""
-
-    auxiliary_addresses: dict[str, str] = {}
 
 
 class LocalSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +29,25 @@ class LocalSpec(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: bool = False
     internal: bool = False
     attachable: bool = False
-    ipam: tuple[LocalIPAMConfig, ...] = ()
+    ipam: tuple[IPAMConfig, ...] = ()
     ipam_options: dict[str, str] = {}
     config_only: bool = False  # no network, but settings for others
     config_from: str = ""  # the name of such a one, whose settings these are
+
+    @classmethod
+    def of(cls, spec: NetworkSpec) -> "LocalSpec":
+        """What each node makes of a network of the swarm that is `node_local`."""
+        return cls(
+            name=spec.name,
+            driver=cast(LocalDriver, spec.driver),
+            labels=spec.labels,
+            options=spec.options,
+            ipv6=spec.ipv6,
+            internal=spec.internal,
+            attachable=spec.attachable,
+            ipam=spec.ipam,
+            config_from=spec.config_from,
+        )
 
 
 class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +57,6 @@ class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
     spec: LocalSpec
     created: float = 0.0  # unix seconds
     subnets: tuple[Subnet, ...] = ()
-    reserved: tuple[Address, ...] = ()
     device: str = ""  # the bridge, or the macvlan's parent
     own_parent: bool = False  # that parent is a dummy of ours
     mode: MacvlanMode = "bridge"
@@ -56,6 +64,7 @@ class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
     icc: bool = True  # containers reach each other
     masquerade: bool = True  # they go out as the node
     binding: IPv4Address | None = None  # where ports without an address are published; None: everywhere
+    lent: bool = False  # the swarm's, made here while somebody on this node is on it
 
     @property
     def name(self) -> str:

@@ -8,6 +8,9 @@ from hivemesh.model.ids import NetworkID
 INGRESS = "ingress"
 """The name Docker gives the network that carries published-port traffic."""
 
+OVERLAY = "overlay"
+"""The driver of networks that span nodes."""
+
 VXLAN_OVERHEAD = 50
 """Outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348); 70 over an IPv6 underlay."""
 
@@ -16,18 +19,19 @@ VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 
 
 class IPAMConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """One subnet as asked for, in the API's words; empty means: choose."""
+    """One subnet as asked for, in the API's words; empty means: choose. Nobody gets an auxiliary address."""
 
     subnet: str = ""
     ip_range: str = msgspec.field(default="", name="IPRange")
     gateway: str = ""
+    auxiliary_addresses: dict[str, str] = {}
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the user wants of a network; immutable once created."""
 
     name: str
-    driver: str = "overlay"
+    driver: str = OVERLAY
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
     ipv6: bool = False
@@ -35,6 +39,12 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     attachable: bool = False
     ingress: bool = False
     ipam: tuple[IPAMConfig, ...] = ()
+    config_from: str = ""  # the network of each node that has the settings
+
+    @property
+    def node_local(self) -> bool:
+        """Each node makes its own when a task there needs it, and nothing leads from one to another."""
+        return self.driver != OVERLAY
 
 
 class Subnet(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,10 +53,13 @@ class Subnet(msgspec.Struct, frozen=True, kw_only=True):
     prefix: Prefix
     gateway: Address
     ip_range: Prefix | None = None
+    reserved: tuple[Address, ...] = ()  # nobody may have these, and none is the gateway
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """A swarm-scoped network. `vni` and `subnets` are the allocator's; everything else the user's."""
+    """A swarm-scoped network. `vni` and `subnets` are the allocator's; everything else the user's. One that is
+    `node_local` has neither.
+    """
 
     id: NetworkID
     spec: NetworkSpec

@@ -50,6 +50,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     balancers: tuple[str, ...] = ("nftables",)  # what the kernel can balance services with
     protocols: tuple[str, ...] = ("tcp", "udp")  # of published ports that its kernel can serve
     trust: Trust = Trust()
+    published: tuple[tuple[str, int], ...] = ()  # protocols and ports that plain containers have there
     gateway: tuple[Prefix, ...] = ()  # of the bridge that leads sandboxes out of the node: overlays keep clear of it
 
 
@@ -59,6 +60,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     id: NodeID
     spec: NodeSpec
     version: int = 0
+    stale_version: int = 0  # who has read this version, or one before it, does not know `spec`
     created: float = 0.0
     updated: float = 0.0
     description: NodeDescription = NodeDescription()
@@ -76,6 +78,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         if self.state == "down" and self.lost_at:
             until = min(until, self.lost_at)
         return msgspec.structs.replace(self, state="down", message=message, lost_at=until)
+
+    def with_spec(self, spec: NodeSpec) -> "Node":
+        return msgspec.structs.replace(self, spec=spec, stale_version=self.version)
 
     @property
     def acting_role(self) -> Role:

@@ -255,6 +255,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     id: ServiceID
     spec: ServiceSpec
     version: int = 0
+    stale_version: int = 0  # who has read this version, or one before it, does not know `spec`
     spec_version: int = 0  # the number of `spec`: another one when tasks must be replaced
     previous_spec: ServiceSpec | None = None
     previous_version: int = 0  # the number of `previous_spec`

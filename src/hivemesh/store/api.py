@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from hivemesh.model.errors import Unavailable
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -61,6 +63,10 @@ class Mismatch(Exception):
     def __init__(self, key: str) -> None:
         super().__init__(f"{key or 'the store'} was changed by somebody else")
         self.key = key
+
+
+class Silent(Unavailable):
+    """The store does not answer: what was asked may have been done, or may yet be."""
 
 
 class Compacted(Exception):

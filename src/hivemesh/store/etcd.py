@@ -88,14 +88,24 @@ async def wipe(client: EtcdClient, root: str) -> int:
     return wiped.header.revision
 
 
+def data_key(root: bytes, key: str = "") -> bytes:
+    """What etcd calls a key of the store."""
+    return root + b"data/" + key.encode()
+
+
+def last_key(root: bytes) -> bytes:
+    """What every commit writes."""
+    return root + b"last"
+
+
 class EtcdStore:
     """A `Store` on the keys under `root`. Made by `open` or `create`; owns its client."""
 
     def __init__(self, client: EtcdClient, root: str, offset: int, history: int | None) -> None:
         self.client = client
         self._root = root.encode()
-        self._data = self._root + b"data/"
-        self._last = self._root + b"last"
+        self._data = data_key(self._root)
+        self._last = last_key(self._root)
         self._offset = offset
         self._history = history
         self._compacted = 0

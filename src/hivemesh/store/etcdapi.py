@@ -10,7 +10,7 @@ Keys and values are base64 and 64-bit numbers are strings in this form of the AP
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 
 from hivemesh.model.errors import Conflict, HivemeshError, Unavailable
+from hivemesh.store.api import Silent
 
 log = logging.getLogger("hivemesh.store")
 
@@ -28,6 +29,8 @@ CONNECT_TIMEOUT = 2.0
 """Seconds for TCP and TLS to one endpoint."""
 CALL_TIMEOUT = 5.0
 """Seconds for a whole call, unless it says otherwise."""
+LONG = 60.0
+"""Seconds for what rewrites a member's whole file."""
 QUIET = 15.0
 """Seconds without an event after which a watch is begun anew: a connection may die without a word."""
 
@@ -44,12 +47,9 @@ class EtcdError(HivemeshError):
         self.message = message
 
 
-class Uncertain(Unavailable):
-    """No answer: what was asked may have been done, or may yet be."""
-
-
 class Header(msgspec.Struct, frozen=True):
     revision: int = 0
+    member_id: int = 0  # who answers
 
 
 class KeyValue(msgspec.Struct, frozen=True):
@@ -120,6 +120,25 @@ class MemberResponse(msgspec.Struct, frozen=True):
     members: tuple[Member, ...] = ()
 
 
+class Status(msgspec.Struct, frozen=True, rename={"size": "dbSize", "used": "dbSizeInUse"}):
+    """Of the member that answers: bytes of its file, and how many of them hold something."""
+
+    header: Header = Header()
+    size: int = 0
+    used: int = 0
+
+
+class Alarm(msgspec.Struct, frozen=True, rename={"member": "memberID", "kind": "alarm"}):
+    """Raised by one member, and felt by all until it is disarmed."""
+
+    member: int = 0
+    kind: str = "NONE"
+
+
+class _Alarms(msgspec.Struct, frozen=True):
+    alarms: tuple[Alarm, ...] = ()
+
+
 class _Error(msgspec.Struct, frozen=True):
     code: int = 0
     message: str = ""
@@ -150,12 +169,22 @@ def has_value(key: bytes, value: bytes) -> Any:
 
 
 class EtcdClient:
-    """Calls to a cluster, at any of its `endpoints` (URLs), or at one member's `socket` on this machine."""
+    """Calls to a cluster, at any of its `endpoints` (URLs), or at one member's `socket` on this machine.
+
+    `ailing` knows what may keep that member from answering, in words; empty: nothing.
+    """
 
     def __init__(
-        self, endpoints: Sequence[str] = (), *, tls: ssl.SSLContext | None = None, socket: Path | None = None
+        self,
+        endpoints: Sequence[str] = (),
+        *,
+        tls: ssl.SSLContext | None = None,
+        socket: Path | None = None,
+        ailing: Callable[[], str] = str,
     ) -> None:
+        self._ailing = ailing
         self._endpoints = list(endpoints) or ["http://etcd"]
+        self._ours = socket is not None
         self._tls: dict[str, Any] = {"ssl": tls} if tls is not None else {}
         self._http = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(socket)) if socket is not None else None,
@@ -168,7 +197,7 @@ class EtcdClient:
         await self._http.close()
 
     async def call(self, path: str, body: Any, kind: type[T], timeout: float = CALL_TIMEOUT) -> T:
-        """One request. Raises `EtcdError`, `Uncertain`, or `Unavailable` when no endpoint can be reached."""
+        """One request. Raises `EtcdError`, or `Silent` when no endpoint answers."""
         return msgspec.json.decode(await self._ask(path, body, timeout), type=kind, strict=False)
 
     async def txn(
@@ -242,6 +271,28 @@ class EtcdClient:
         """Raises `EtcdError` when that could cost the majority."""
         await self.call("cluster/member/remove", {"ID": str(member)}, MemberResponse)
 
+    async def status(self) -> Status:
+        return await self.call("maintenance/status", {}, Status)
+
+    async def compact(self, revision: int) -> None:
+        """Forget all before etcd's `revision`; returns when the room it took is free inside the file."""
+        try:
+            await self.call("kv/compaction", {"revision": str(revision), "physical": True}, RangeResponse, LONG)
+        except EtcdError as error:
+            if error.code != OUT_OF_RANGE:  # somebody else was faster
+                raise
+
+    async def defragment(self) -> None:
+        """Give what is free in the file of the member that answers back to its disk; it answers nothing meanwhile."""
+        await self.call("maintenance/defragment", {}, Header, LONG)
+
+    async def alarms(self) -> tuple[Alarm, ...]:
+        return (await self.call("maintenance/alarm", {"action": "GET"}, _Alarms)).alarms
+
+    async def disarm(self, alarm: Alarm) -> None:
+        body = {"action": "DEACTIVATE", "memberID": str(alarm.member), "alarm": alarm.kind}
+        await self.call("maintenance/alarm", body, _Alarms)
+
     async def _ask(self, path: str, body: Any, timeout: float) -> bytes:
         data = msgspec.json.encode(body)
         for _ in self._endpoints:
@@ -257,9 +308,12 @@ class EtcdClient:
                 continue
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._endpoints.append(self._endpoints.pop(0))
-                raise Uncertain(_no_majority(str(error) or "no answer in time")) from None
-            raise _error(answer)
-        raise Unavailable(_no_majority(reason))
+                raise Silent(self._no_answer(str(error) or "no answer in time")) from None
+            raise _error(answer, ours=self._ours)
+        raise Silent(self._no_answer(reason))
+
+    def _no_answer(self, reason: str) -> str:
+        return _no_majority("; ".join(filter(None, (reason, self._ailing()))))
 
     def _url(self, path: str) -> str:
         return f"{self._endpoints[0]}/v3/{path}"
@@ -272,8 +326,8 @@ def _no_majority(reason: str) -> str:
     )
 
 
-def _error(answer: bytes) -> HivemeshError:
-    """What etcd's refusal means."""
+def _error(answer: bytes, *, ours: bool = False) -> HivemeshError:
+    """What etcd's refusal means; one that is `ours` is looked after by us (`store/room.py`)."""
     try:
         said = msgspec.json.decode(answer, type=_Error, strict=False)
         if isinstance(said.error, dict):  # in a stream
@@ -288,11 +342,13 @@ def _error(answer: bytes) -> HivemeshError:
             f"the store's etcd refuses a change of this size ({text}): nothing was changed; start it with "
             "--max-txn-ops=100000 --max-request-bytes=33554432"
         )
+    if said.code == EXHAUSTED and "space exceeded" in text:
+        help = "room is being made: try again in some seconds"
+        if not ours:
+            help = "compact and defragment it, then disarm its alarm"
+        return Unavailable(f"the store's etcd has no room left ({text}): nothing was changed; {help}")
     if said.code == EXHAUSTED:
-        return Unavailable(
-            f"the store's etcd has no room left ({text}): nothing was changed; compact and defragment it, then disarm "
-            "its alarm"
-        )
+        return Unavailable(f"the store's etcd has too much to do ({text}): nothing was changed; try again")
     if said.code == UNAVAILABLE and "unhealthy" not in text:
-        return Uncertain(_no_majority(text.removeprefix("etcdserver: ")))
+        return Silent(_no_majority(text.removeprefix("etcdserver: ")))
     return EtcdError(said.code, text)

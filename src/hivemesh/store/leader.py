@@ -3,11 +3,15 @@
 With etcd that is whoever's name is in the key `<root>leader`, which hangs on a lease. The leader renews the lease
 several times in its life and stops leading by its own clock before the lease can be over; the others watch the key. The
 store does not depend on any of this: a commit counts only when nobody else's came in between, whoever leads.
+
+*Being chosen is a commit* of its own: what an earlier leader computed and did not write, since its machine stood still,
+counts no more, even if the one that followed found nothing to change.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -16,6 +20,7 @@ import aiohttp
 
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import NodeID
+from hivemesh.store.etcd import data_key, last_key
 from hivemesh.store.etcdapi import EtcdClient, RangeResponse, get, has_value, put, written_at
 
 log = logging.getLogger("hivemesh.store")
@@ -30,6 +35,8 @@ CALL_TIMEOUT = 1.0
 """Seconds for a question: one that was asked while etcd itself had no leader may never be answered."""
 RETRY = 0.25
 """Seconds between attempts while etcd does not answer."""
+TERM = "term"
+"""The key, among those of the store, that who is chosen writes; no table reads it."""
 
 Lead = Callable[[], Awaitable[None]]
 
@@ -71,6 +78,7 @@ class EtcdElection:
         self.leader: NodeID | None = None
         self._client = client
         self._key = root + b"leader"
+        self._root = root
         self._me = me
         self._willing = willing
         self._lease = 0
@@ -114,7 +122,8 @@ class EtcdElection:
         """Take the key if nobody has it, or an earlier life of ours. Whether we have it, and etcd's revision."""
         lease = await self._client.grant(TTL, CALL_TIMEOUT)
         name = self._me.encode()
-        take, look = [put(self._key, name, lease)], [get(self._key)]
+        chosen = [put(data_key(self._root, TERM), name), put(last_key(self._root), os.urandom(16))]
+        take, look = [put(self._key, name, lease), *chosen], [get(self._key)]
         free = await self._client.txn([written_at(self._key, 0)], take, look, CALL_TIMEOUT)
         if not free.succeeded:
             free = await self._client.txn([has_value(self._key, name)], take, look, CALL_TIMEOUT)
@@ -159,6 +168,8 @@ class EtcdElection:
         good = loop.time()
         while self._willing() and self._lease:
             asked = loop.time()
+            if asked - good >= STOP_AFTER:  # this process stood still
+                return
             try:
                 if not await self._client.keep_alive(self._lease, STOP_AFTER - (asked - good)):
                     return

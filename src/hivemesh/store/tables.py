@@ -7,21 +7,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from hivemesh.meters import SLOW, Durations
 from hivemesh.model.cluster import Cluster
-from hivemesh.model.errors import Conflict
+from hivemesh.model.cursor import Cursor
+from hivemesh.model.errors import Conflict, Unavailable
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
 from hivemesh.model.secret import Config, Credential, Secret
 from hivemesh.model.service import Service
 from hivemesh.model.task import Task
-from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Snapshot, Store
+from hivemesh.store.api import Compacted, Delete, Event, Expect, Mismatch, Put, Silent, Snapshot, Store
 from hivemesh.wire import codec
 
 log = logging.getLogger("hivemesh.store")
 
-T = TypeVar("T", Cluster, Node, Network, Service, Task, Secret, Config, Credential)
+T = TypeVar("T", Cluster, Node, Network, Service, Task, Secret, Config, Credential, Cursor)
 R = TypeVar("R")
-AnyObject = Cluster | Node | Network | Service | Task | Secret | Config | Credential
+AnyObject = Cluster | Node | Network | Service | Task | Secret | Config | Credential | Cursor
 V = TypeVar("V", bound=AnyObject)
 
 PREFIX: dict[type[Any], str] = {
@@ -33,10 +35,13 @@ PREFIX: dict[type[Any], str] = {
     Secret: "secret/",
     Config: "config/",
     Credential: "credential/",
+    Cursor: "cursor/",
 }
 KIND = {prefix: kind for kind, prefix in PREFIX.items()}
 ATTEMPTS = 50
 """How often a transaction is tried again after another manager was faster."""
+NEWS = 1.0
+"""Seconds for a commit to come by the watch, which may be deaf; then everything is read."""
 
 
 class View:
@@ -181,13 +186,17 @@ class Tables:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.view = View()
+        self.writes, self.reads = Durations(SLOW), Durations(SLOW)
+        """How long the store takes for a commit, and for all there is."""
         self._writing = asyncio.Lock()
+        self._silence: tuple[float, Silent] | None = None  # when the store did not answer last, and what was said
         self._waiting: set[asyncio.Future[None]] = set()
         self._listeners: list[Callable[[tuple[Event, ...]], None]] = []
 
     async def load(self) -> None:
         """Read everything; call before `run` and before the first update."""
-        snapshot = await self.store.snapshot()
+        with self.reads.timed():
+            snapshot = await self.store.snapshot()
         for entry in snapshot.entries:
             self._put(entry.key, entry.value, entry.revision)
         self.view.revision = snapshot.revision
@@ -219,35 +228,51 @@ class Tables:
     async def update(self, change: Callable[[Transaction], R]) -> R:
         """Run `change` on a transaction and commit it; run it again on a newer view if somebody else was faster.
 
-        When this returns the view has the commit. `change` may raise to abort: then nothing is written. Raises
-        `Conflict` when it never gets through, `Unavailable` when the store cannot write.
+        When this returns the view has the commit, unless the store fell silent just then. `change` may raise to abort:
+        then nothing is written. Raises `Conflict` when it never gets through, `Unavailable` when the store does not
+        answer. Whoever waited for somebody else who got no answer is told the same, and does not begin to wait himself.
         """
+        clock = asyncio.get_running_loop().time
         for _ in range(ATTEMPTS):
+            began = clock()
             async with self._writing:
+                if self._silence is not None and self._silence[0] > began:
+                    raise Silent(str(self._silence[1]))
                 transaction = Transaction(self.view)
                 result = change(transaction)
                 changes, expect = transaction.changes()
                 if not changes:
                     return result
                 try:
-                    revision = await self.store.commit(changes, expect, transaction.revision)
+                    with self.writes.timed():
+                        revision = await self.store.commit(changes, expect, transaction.revision)
                 except Mismatch:
                     seen = self.view.revision
+                except Silent as error:
+                    self._silence = clock(), error
+                    raise
                 else:
                     self._enter(transaction, changes, revision)
-                    await self.wait(revision)
+                    try:
+                        await self._hear_of(revision)
+                    except Unavailable as error:
+                        log.warning("a commit is made that this manager has not seen yet: %s", error)
                     return result
-            try:  # somebody else's commit is on its way to us
-                async with asyncio.timeout(1):
-                    await self.changed(seen)
-            except TimeoutError:
-                continue
+            await self._hear_of(seen + 1)  # somebody else's commit is on its way to us
         raise Conflict("the cluster's state changes faster than this request can be applied; try again")
 
     async def wait(self, revision: int) -> None:
         """Until this view has `revision`."""
         while self.view.revision < revision:
             await self._next()
+
+    async def _hear_of(self, revision: int) -> None:
+        """Until this view has `revision`, or what there is now. Raises `Unavailable` when the store does not say."""
+        try:
+            async with asyncio.timeout(NEWS):
+                await self.wait(revision)
+        except TimeoutError:
+            await self._reload()
 
     async def changed(self, after: int) -> int:
         """Until the view is newer than `after`; returns its revision."""
@@ -298,7 +323,10 @@ class Tables:
 
     async def _reload(self) -> None:
         """What changed while we were not looking, as one batch of events."""
-        snapshot = await self.store.snapshot()
+        with self.reads.timed():
+            snapshot = await self.store.snapshot()
+        if snapshot.revision <= self.view.revision:  # we have heard of more while it was read
+            return
         known = {PREFIX[kind] + value.id: value.version for kind in PREFIX for value in self.view.all(kind)}
         present = {entry.key for entry in snapshot.entries}
         events = [Event(key, None, snapshot.revision) for key in known if key not in present]
@@ -312,7 +340,7 @@ class Tables:
                 self.view._unset(kind, identifier)
         if events:
             self._advance(tuple(events))
-        self.view.revision = max(self.view.revision, snapshot.revision)
+        self.view.revision = snapshot.revision
 
     def _put(self, key: str, value: bytes, revision: int) -> None:
         kind, _ = self._split(key)

@@ -9,11 +9,13 @@ import msgspec
 
 from hivemesh.model.addr import MAC, VNI, Address, Interface, Prefix
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, PayloadID, ServiceID, TaskID
-from hivemesh.model.network import Subnet
+from hivemesh.model.network import NetworkSpec, Subnet
 from hivemesh.model.node import NodeDescription
 from hivemesh.model.service import Balance, ContainerSpec, PortConfig
 from hivemesh.model.task import Attachment, Task, TaskStatus
-from hivemesh.wire.trace import Leg
+from hivemesh.wire.doctor import Inspection
+from hivemesh.wire.feed import What
+from hivemesh.wire.trace import Examination, Question
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", array_like=False):
@@ -39,6 +41,13 @@ class NetworkItem(Item, frozen=True, kw_only=True, tag="network"):
     internal: bool = False
     mtu: int = 0  # underlay MTU as an option of the network; 0: as measured on the node
     own: Attachment | None = None  # this node's own endpoint on the network (ingress: of ingress_sbox)
+
+
+class LocalNetworkItem(Item, frozen=True, kw_only=True, tag="local-network"):
+    """A network of the swarm that this node makes itself, for who is on it here. Key `local-network/<id>`."""
+
+    id: NetworkID
+    spec: NetworkSpec
 
 
 class PeerItem(Item, frozen=True, kw_only=True, tag="peer"):
@@ -147,6 +156,7 @@ class CredentialItem(PayloadItem, frozen=True, kw_only=True, tag="credential"):
 AnyItem = (
     NodeItem
     | NetworkItem
+    | LocalNetworkItem
     | PeerItem
     | PublishItem
     | ServiceItem
@@ -166,6 +176,8 @@ def key_of(item: AnyItem) -> str:
             return f"node/{item.id}"
         case NetworkItem():
             return f"network/{item.id}"
+        case LocalNetworkItem():
+            return f"local-network/{item.id}"
         case PeerItem():
             return f"peer/{item.network}/{item.endpoint}"
         case PublishItem():
@@ -276,11 +288,44 @@ class ExamineWanted(Frame, frozen=True, kw_only=True, tag="examine"):
     """Look at the part of a packet's way that lies with you: `POST /v1/examined` with the same id."""
 
     id: str
-    leg: Leg
+    examination: Examination
     manager: str = ""  # host:port of who wants it, if not the one that says so
 
 
-FromManager = Welcome | Snapshot | Delta | LogsWanted | LogsUnwanted | ExamineWanted
+class TraceWanted(Frame, frozen=True, kw_only=True, tag="trace"):
+    """Trace a way that begins with you: `POST /v1/traced` with the same id."""
+
+    id: str
+    question: Question
+    manager: str = ""  # host:port of who wants it, if not the one that says so
+
+
+class InspectWanted(Frame, frozen=True, kw_only=True, tag="inspect"):
+    """Look at yourself, and at your ways to the others: `POST /v1/inspected` with the same id."""
+
+    id: str
+    inspection: Inspection
+    manager: str = ""  # host:port of who wants it, if not the one that says so
+
+
+class FeedWanted(Frame, frozen=True, kw_only=True, tag="feed"):
+    """Tell of your traffic: `POST /v1/feed/<id>` with entries of `wire.feed`, until nobody reads them."""
+
+    id: str
+    what: What
+    manager: str = ""  # host:port of who wants it, if not the one that says so
+
+
+class FeedUnwanted(Frame, frozen=True, kw_only=True, tag="no-feed"):
+    """Nobody reads that any more."""
+
+    id: str
+    manager: str = ""
+
+
+Passed = LogsWanted | LogsUnwanted | ExamineWanted | TraceWanted | InspectWanted | FeedWanted | FeedUnwanted
+"""What any manager wants of a node, by way of the leader."""
+FromManager = Welcome | Snapshot | Delta | Passed
 
 # Why a manager closes a session: web socket codes of the private range (RFC 6455, 7.4.2).
 CLOSE_FAILED = 1011  # a bug on the manager's side; its log has it
@@ -364,7 +409,7 @@ class TellRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/tell`: pass a frame on to a node's session, which the leader has. Answered 204, or 404."""
 
     node: NodeID
-    frame: LogsWanted | LogsUnwanted | ExamineWanted
+    frame: Passed
 
 
 # --- containers that are no task's (HTTPS, any member for itself) --------------------------------------------------
@@ -400,10 +445,13 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttachReply(msgspec.Struct, frozen=True, kw_only=True):
-    """`names` are those of the networks in `task.spec.networks`."""
+    """`names` are those of the networks in `task.spec.networks`. Those in `local` the node makes itself: there the task
+    has no addresses yet.
+    """
 
     task: Task
     names: tuple[str, ...]
+    local: tuple[LocalNetworkItem, ...] = ()
 
 
 class DetachRequest(msgspec.Struct, frozen=True, kw_only=True):

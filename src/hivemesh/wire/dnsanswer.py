@@ -4,6 +4,7 @@ Messages go on as they came. They are read only as far as needed: records are st
 followed, so that no loop of compression pointers can keep us. Section numbers are those of RFC 1035 unless named.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ MAX_NAME = 255
 _SOA, _OPT, _SIG, _TSIG, _IXFR, _AXFR, _ANY = 6, 41, 24, 250, 251, 252, 255
 _QR, _OPCODE, _AA, _TC, _RD = 0x80, 0x78, 0x04, 0x02, 0x01  # third byte of the header
 _CODE = 0x0F  # fourth byte
+_COUNTS = struct.Struct("!HHH")  # of records, by section
+_RECORD = struct.Struct("!HHIH")  # type, class, TTL, length of data
 _DO = 0x8000  # in the OPT's TTL (RFC 6891, 6.1.3)
 _HARMLESS = frozenset({10, 11, 12})
 """EDNS options that are a matter between two hosts only, and may be left out: cookie, keepalive, padding."""
@@ -100,8 +103,8 @@ def read_records(message: bytes, start: int) -> list[Record] | None:
     size = len(message)
     at = start
     found: list[Record] = []
-    for section in range(3):
-        for _ in range(int.from_bytes(message[6 + 2 * section : 8 + 2 * section])):
+    for section, count in enumerate(_COUNTS.unpack_from(message, 6)):
+        for _ in range(count):
             while True:
                 if at >= size:
                     return None
@@ -117,11 +120,11 @@ def read_records(message: bytes, start: int) -> list[Record] | None:
             data = at + 10
             if data > size:
                 return None
-            end = data + int.from_bytes(message[at + 8 : data])
+            kind, _, ttl, length = _RECORD.unpack_from(message, at)
+            end = data + length
             if end > size:
                 return None
-            ttl = int.from_bytes(message[at + 4 : at + 8])
-            found.append(Record(section, int.from_bytes(message[at : at + 2]), ttl, at + 4, data, end))
+            found.append(Record(section, kind, ttl, at + 4, data, end))
             at = end
     return found if at == size else None
 
@@ -162,22 +165,25 @@ def lifetime(message: bytes, records: list[Record], *, most: int, most_negative:
     code = code_of(message)
     if code not in (NOERROR, NXDOMAIN) or truncated(message):
         return 0
-    end = question_end(message)
-    wanted = int.from_bytes(message[end - 4 : end - 2])
     least = most
-    positive = False
-    for record in records:
-        if record.type in (_TSIG, _SIG):
+    found = set()
+    for section, kind, ttl, _, _, end in records:
+        if kind in (_TSIG, _SIG):
             return 0  # signed for one asker
-        if record.type == _OPT:
-            if record.end != len(message):
+        if kind == _OPT:
+            if end != len(message):
                 return 0  # `kept_form` counts on it being the last
             continue
-        least = min(least, record.ttl if record.ttl < 1 << 31 else 0)
-        if record.section == 0 and wanted in (record.type, _ANY):
-            positive = True
-    if code == NOERROR and positive:
-        return least
+        if not 0 < ttl < 1 << 31:
+            return 0
+        least = min(least, ttl)
+        if section == 0:
+            found.add(kind)
+    if code == NOERROR and found:
+        end = question_end(message)
+        wanted = int.from_bytes(message[end - 4 : end - 2])
+        if wanted == _ANY or wanted in found:
+            return least
     minimum = next((_minimum(message, r) for r in records if r.section == 1 and r.type == _SOA), 0)
     return min(least, minimum, most_negative)
 
@@ -218,6 +224,8 @@ def fitted(message: bytes, query: bytes, asked: Asked, *, tcp: bool) -> bytes:
         return query[:2] + message[2:]
     if not tcp and len(message) > asked.limit:
         message = _emptied(message, asked.end)
+    if message[HEADER : asked.end] == query[HEADER : asked.end]:
+        return query[:2] + message[2:]
     return query[:2] + message[2:HEADER] + query[HEADER : asked.end] + message[asked.end :]
 
 

@@ -4,7 +4,6 @@ The manager asks over the session (`LogsWanted`); the answer comes over a connec
 container holds up neither views nor acknowledgements, and a slow reader holds up nobody but that container's reader.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,12 +11,11 @@ import msgspec
 
 from hivemesh.model.ids import TaskID
 from hivemesh.model.task import Task
-from hivemesh.wire import codec
+from hivemesh.wire.framing import Unframer
 
 STDOUT, STDERR = 1, 2
 MAX_LINE = 1024 * 1024
 """Bytes of one line and what goes with it; longer lines come in pieces."""
-_LENGTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +48,9 @@ class LogProblem(msgspec.Struct, frozen=True, array_like=True, tag="problem"):
 Entry = LogLine | LogProblem
 
 
-def framed(entry: Entry) -> bytes:
-    data = codec.pack(entry)
-    return len(data).to_bytes(_LENGTH, "big") + data
-
-
-class Unframer:
-    """Pieces of a stream in, entries out. Raises `ValueError` for what nobody of ours would send."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, piece: bytes) -> Iterator[Entry]:
-        self._rest += piece
-        while len(self._rest) >= _LENGTH:
-            end = _LENGTH + int.from_bytes(self._rest[:_LENGTH], "big")
-            if end > 2 * MAX_LINE:
-                raise ValueError("a log entry is too long")
-            if len(self._rest) < end:
-                return
-            yield codec.unpack(bytes(self._rest[_LENGTH:end]), Entry)  # type: ignore[arg-type]
-            del self._rest[:end]
+def unframer() -> Unframer[Entry]:
+    """For what an agent posts; entries are made by `framed`."""
+    return Unframer(Entry, 2 * MAX_LINE)
 
 
 def rfc3339(when: int) -> str:

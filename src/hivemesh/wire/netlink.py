@@ -71,6 +71,10 @@ def u8(kind: int, number: int) -> bytes:
     return attribute(kind, bytes([number]))
 
 
+def u16(kind: int, number: int) -> bytes:
+    return attribute(kind, struct.pack("=H", number))
+
+
 def u32(kind: int, number: int) -> bytes:
     return attribute(kind, struct.pack("=I", number))
 

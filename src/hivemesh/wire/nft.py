@@ -57,12 +57,14 @@ class Map:
     """A set (no value type) or map; `key` and `value` name nft data types, several key parts are concatenated.
 
     Elements are in kernel form: each key part padded to 4 bytes, values as bytes or `Goto` for value `verdict`.
+    With `counts` each element counts the packets that find it, and their bytes.
     """
 
     name: str
     key: tuple[str, ...]
     value: tuple[str, ...] = ()
     elements: Mapping[bytes, "bytes | Goto | None"] = field(default_factory=dict)
+    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +89,13 @@ class Table:
 IPV4, IPV6, INET = 2, 10, 1  # as `meta nfproto` shows them; INET where the family does not matter
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 PROTOCOL_NUMBERS = {"tcp": TCP, "udp": UDP, "sctp": SCTP}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 DROP, ACCEPT, RETURN, GOTO, JUMP = 0, 1, -5, -4, -3
 LINK_LAYER, NETWORK_LAYER, TRANSPORT_LAYER = 0, 1, 2
 
 _META = {"protocol": 1, "mark": 3, "iif": 4, "oif": 5, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
 _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3, "zone": 17}
-CT_STATE_ESTABLISHED, CT_STATE_RELATED, CT_STATE_NEW = 2, 4, 8
+CT_STATE_ESTABLISHED, CT_STATE_RELATED, CT_STATE_NEW, CT_STATE_UNTRACKED = 2, 4, 8, 64
 CT_STATUS_DNAT = 0x20
 CT_ORIGINAL, CT_REPLY = 0, 1
 RTN_UNICAST, RTN_LOCAL = 1, 2
@@ -254,6 +257,11 @@ def masquerade() -> Expr:
     return Expr("masq", ())
 
 
+def counter() -> Expr:
+    """Count the packets that come as far as this, and their bytes."""
+    return Expr("counter", ())
+
+
 def notrack() -> Expr:
     """Conntrack leaves the packet alone; only before it has seen it, at priority raw."""
     return Expr("notrack", ())
@@ -327,6 +335,11 @@ def load_destination_port(reg: int = 0) -> Expr:
     return payload(TRANSPORT_LAYER, 2, 2, reg)
 
 
+def load_source_port(reg: int = 0) -> Expr:
+    """Likewise."""
+    return payload(TRANSPORT_LAYER, 0, 2, reg)
+
+
 def load_protocol_port(reg: int = 0) -> tuple[Expr, ...]:
     """`meta l4proto . th dport`: two registers."""
     return meta("l4proto", reg), load_destination_port(reg + 1)
@@ -335,3 +348,8 @@ def load_protocol_port(reg: int = 0) -> tuple[Expr, ...]:
 def protocol_port(protocol: str, port: int) -> bytes:
     """The key that `load_protocol_port` makes, each part padded to 4 bytes."""
     return bytes([PROTOCOL_NUMBERS[protocol], 0, 0, 0]) + port.to_bytes(2, "big") + b"\0\0"
+
+
+def protocol_port_of(key: bytes) -> tuple[str, int]:
+    """What `protocol_port` made the key of."""
+    return _PROTOCOL_NAMES[key[0]], int.from_bytes(key[4:6], "big")

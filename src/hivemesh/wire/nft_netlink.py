@@ -14,6 +14,7 @@ NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+DELETIONS = frozenset({DELTABLE, DELCHAIN, DELRULE, DELSET, DELSETELEM})
 GETGEN = 16
 BATCH_BEGIN, BATCH_END = 16, 17
 
@@ -37,6 +38,8 @@ _TYPES = {
 _VERDICT_TYPE = 0xFFFFFF00
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 1, 4, 0x300, 0x400, 0x800
 _MAP_FLAG = 8
+_COUNTS = 1 << 16
+"""Of a shape, beside the kernel's own flags: elements count what finds them."""
 _NESTED = 0x8000
 _CHUNK = 48_000
 """Bytes of elements in one message: a nested attribute's length has 16 bits."""
@@ -166,12 +169,12 @@ def _shape(types: tuple[str, ...]) -> tuple[int, int]:
 
 def map_shape(wanted: Map) -> tuple[int, int, int, int, int]:
     """Flags, key type and length, value type and length, as the kernel reports them."""
-    key = _shape(wanted.key)
+    key, counts = _shape(wanted.key), _COUNTS if wanted.counts else 0
     if not wanted.value:
-        return 0, *key, 0, 0
+        return counts, *key, 0, 0
     if wanted.value == ("verdict",):
-        return _MAP_FLAG, *key, _VERDICT_TYPE, 0
-    return _MAP_FLAG, *key, *_shape(wanted.value)
+        return _MAP_FLAG | counts, *key, _VERDICT_TYPE, 0
+    return _MAP_FLAG | counts, *key, *_shape(wanted.value)
 
 
 def _udata(kind: int, data: bytes) -> bytes:
@@ -194,12 +197,14 @@ def _typeof(wanted: Map) -> bytes:
 def add_map(family: str, table: str, wanted: Map, number: int) -> Message:
     """`number` tells sets of one transaction apart; the kernel needs one and does not keep it."""
     flags, key_type, key_length, value_type, value_length = map_shape(wanted)
-    body = _text(1, table) + _text(2, wanted.name) + _u32(3, flags) + _u32(4, key_type) + _u32(5, key_length)
+    body = _text(1, table) + _text(2, wanted.name) + _u32(3, flags & ~_COUNTS) + _u32(4, key_type) + _u32(5, key_length)
     if flags & _MAP_FLAG:
         body += _u32(6, value_type)
         if value_length:
             body += _u32(7, value_length)
     body += _u32(10, number) + _attr(13, _typeof(wanted))
+    if wanted.counts:  # kernel 5.7: of the set, for each element that comes
+        body += _nest(17, _text(1, "counter"), _nest(2))
     return Message(NEWSET, FAMILY[family], _CREATE, body, f"add map {wanted.name}")
 
 
@@ -320,7 +325,8 @@ def parse_map(body: bytes) -> tuple[str, str, tuple[int, int, int, int, int]]:
     def number(kind: int) -> int:
         return int.from_bytes(attrs.get(kind, b""), "big")
 
-    flags, value_type = number(3), number(6)
+    counts = _COUNTS if 17 in attrs or 18 in attrs else 0
+    flags, value_type = number(3) | counts, number(6)
     value_length = 0 if value_type == _VERDICT_TYPE else number(7)
     return string(attrs[1]), string(attrs[2]), (flags, number(4), number(5), value_type, value_length)
 
@@ -340,6 +346,38 @@ def parse_elements(body: bytes) -> Iterator[tuple[bytes, bytes | Goto | None]]:
                 data = dict(attrs_in(attrs[2]))
                 value = data[1] if 1 in data else Goto(string(dict(attrs_in(data[2])).get(2, b"")))
             yield key, value
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Since an element or a rule was made."""
+
+    packets: int
+    bytes: int
+
+
+def parse_counters(body: bytes) -> Iterator[tuple[bytes, Counted, str]]:
+    """Key, counter, and chain of a verdict map (else empty), of each element of one message of a dump that counts."""
+    for kind, elements in attrs_in(body[4:]):
+        if kind != 3:
+            continue
+        for _, element in attrs_in(elements):
+            attrs = dict(attrs_in(element))
+            if 1 not in attrs or 7 not in attrs:
+                continue
+            data = dict(attrs_in(attrs.get(2, b"")))
+            chain = string(dict(attrs_in(data[2])).get(2, b"")) if 2 in data else ""
+            yield dict(attrs_in(attrs[1]))[1], _counted(dict(attrs_in(attrs[7])).get(2, b"")), chain
+
+
+def counter_of(rule: DumpedRule) -> Counted | None:
+    """What a rule counted, if it counts."""
+    return next((_counted(data) for name, data in rule.exprs if name == "counter"), None)
+
+
+def _counted(data: bytes) -> Counted:
+    attrs = dict(attrs_in(data))
+    return Counted(int.from_bytes(attrs.get(2, b""), "big"), int.from_bytes(attrs.get(1, b""), "big"))
 
 
 def _contains(dumped: bytes, sent: tuple[Attr, ...]) -> bool:

@@ -85,11 +85,23 @@ class Greeting(Frame, frozen=True, kw_only=True, tag="greeting"):
     pid: int
 
 
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """Since the resolver began: questions by transport, those that others left unanswered, and how long others took:
+    a histogram's buckets (`meters.FAST`) and the sum in seconds."""
+
+    udp: int = 0
+    tcp: int = 0
+    unanswered: int = 0
+    buckets: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
 class Synced(Frame, frozen=True, kw_only=True, tag="synced"):
     """`failed` names the sandboxes that cannot ask, each with why."""
 
     number: int
     failed: dict[str, str] = {}
+    counted: Counted = Counted()
 
 
 class Moved(Frame, frozen=True, kw_only=True, tag="moved"):

@@ -35,6 +35,7 @@ NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
+NEWSTATS, GETSTATS = 92, 94
 
 ROUTE_PROTOCOL = 117
 """On every route and rule we add (RTPROT_*): no well-known routing daemon has it."""
@@ -52,6 +53,8 @@ _TO_TABLE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: they are most of a link's bytes
 
+_STATS_LINK_64 = 1  # IFLA_STATS_FILTER_BIT(IFLA_STATS_LINK_64)
+_IFSTATS = struct.Struct("=BxxxII")  # family, index, filter mask
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
@@ -140,6 +143,43 @@ def parse_link(body: bytes) -> LinkSeen:
 
 def links_question() -> bytes:
     return pack(GETLINK, DUMP, 1, _IFINFO.pack(0, 0, 0, 0, 0) + u32(29, _SKIP_STATISTICS))
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficSeen:
+    """What a link has carried since it was made: bytes, and packets dropped in either direction."""
+
+    received: int
+    sent: int
+    dropped: int
+
+
+def traffic_question() -> bytes:
+    return pack(GETLINK, DUMP, 1, _IFINFO.pack(0, 0, 0, 0, 0))
+
+
+def parse_traffic(body: bytes) -> tuple[str, TrafficSeen]:
+    """Name, and the 64-bit statistics (struct rtnl_link_stats64)."""
+    attrs = attributes(body, 16)
+    if 23 not in attrs:
+        return string(attrs.get(3, b"")), TrafficSeen(0, 0, 0)
+    _, _, received, sent, _, _, dropped_in, dropped_out = struct.unpack_from("=8Q", attrs[23])
+    return string(attrs.get(3, b"")), TrafficSeen(received, sent, dropped_in + dropped_out)
+
+
+def counters_question() -> bytes:
+    """What links have carried and nothing else: a tenth of the bytes of a dump of links (RTM_GETSTATS, kernel 4.7)."""
+    return pack(GETSTATS, DUMP, 1, _IFSTATS.pack(0, 0, _STATS_LINK_64))
+
+
+def parse_counters(body: bytes) -> tuple[int, int, int]:
+    """Index, bytes received and sent (struct rtnl_link_stats64)."""
+    _, index, _ = _IFSTATS.unpack_from(body)
+    found = attributes(body, _IFSTATS.size).get(1)
+    if found is None:
+        return index, 0, 0
+    _, _, received, sent = struct.unpack_from("=4Q", found)
+    return index, received, sent
 
 
 def link_question(name: str) -> bytes:
@@ -329,6 +369,13 @@ def _prefix(family: int, packed: bytes, length: int) -> Prefix:
 def routes_question(family: int) -> bytes:
     """Only ours: the kernel filters by protocol when NETLINK_GET_STRICT_CHK is on."""
     return pack(GETROUTE, DUMP, 1, _RTMSG.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0))
+
+
+def route_question(destination: Address) -> bytes:
+    """Which way the kernel itself would take to one address (`ip route get`)."""
+    bits = destination.max_prefixlen
+    body = _RTMSG.pack(family_of(destination), bits, 0, 0, 0, 0, 0, 0, 0) + attribute(1, destination.packed)
+    return pack(GETROUTE, ACK, 1, body)
 
 
 def parse_route(body: bytes) -> RouteSeen:

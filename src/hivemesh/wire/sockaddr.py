@@ -18,6 +18,7 @@ not bound has no address yet; the entry says which slot the sandbox's own addres
 Context and helpers are from linux/bpf.h (`struct bpf_sock_addr`, `struct bpf_sock`): stable for user space.
 """
 
+import ipaddress
 import struct
 from dataclasses import dataclass
 
@@ -70,6 +71,12 @@ def cookie_of(key: bytes) -> int:
     return int(struct.unpack_from("=Q", key)[0])
 
 
+def address_of(key: bytes) -> Address:
+    """The virtual address of an entry's key."""
+    found = ipaddress.IPv6Address(key[8:])
+    return found.ipv4_mapped or found
+
+
 def entry(group: int, count: int, address: Address, seed: int | None, own: Address | None) -> bytes:
     """An entry's value: connections to `address` go to the `count` slots of `group`. With a `seed` by hash, `own` is
     the address that sockets get which are not bound; without, in turn."""
@@ -85,6 +92,11 @@ def group_of(value: bytes) -> tuple[int, int]:
     """Group and count of an entry."""
     group, count, *_ = _ENTRY.unpack(value)
     return int(group), int(count)
+
+
+def led_by(value: bytes) -> int:
+    """How many sockets an entry has led to a backend."""
+    return int(_ENTRY.unpack(value)[4])
 
 
 def steady(value: bytes) -> bytes:
@@ -242,6 +254,11 @@ def _choose(code: Code, hook: Hook, *, refuses: bool) -> None:
         _keep_flow(code)
     _slot(code, hook)
     code.store(FP, _SLOT_NUMBER, R1)
+    code.load(R1, R7, 8)
+    code.jump_if(R1, "==", _IN_TURN, "counted")  # by its turn
+    code.mov(R1, 1)
+    code.fetch_add(R7, 16, R1)
+    code.label("counted")
     code.copy(FP, _SLOT_GROUP, R7, 0, 4)
     _lookup(code, SLOTS, _SLOT_GROUP)
     code.jump_if(R0, "==", 0, "pass", wide=True)  # changing right now: nftables knows

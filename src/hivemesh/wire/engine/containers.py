@@ -108,7 +108,7 @@ def networks_of(body: Json) -> tuple[str, ...]:
 
     None when it asks for no network of ours: the node's own stack, nothing at all, or another container's.
     """
-    host = strict.pick(body, "HostConfig") or {}
+    host = strict.section(body, "HostConfig")
     mode = str(strict.pick(host, "NetworkMode") or "")
     if mode in ENGINES_OWN or ":" in mode or strict.pick(body, "NetworkDisabled"):
         return ()
@@ -123,7 +123,7 @@ def networks_of(body: Json) -> tuple[str, ...]:
 
 def wish_of(body: Json) -> Wish:
     """Raises `Invalid` or `Unsupported` naming what cannot be."""
-    host = strict.pick(body, "HostConfig") or {}
+    host = strict.section(body, "HostConfig")
     endpoints = _endpoints(body)
     mode = str(strict.pick(host, "NetworkMode") or "")
     names = networks_of(body)
@@ -133,20 +133,20 @@ def wish_of(body: Json) -> Wish:
     mac = str(strict.pick(body, "MacAddress") or "")
     if mac and not joinings[0].mac:
         joinings[0] = msgspec.structs.replace(joinings[0], mac=mac)
-    links = [_link(text) for text in strict.pick(host, "Links") or ()]
+    links = [_link(text) for text in strict.entries(host, "Links")]
     for name in names:
-        links += [_link(text) for text in strict.pick(endpoints.get(name) or {}, "Links") or ()]
+        links += [_link(text) for text in strict.entries(endpoints.get(name) or {}, "Links")]
     return Wish(
         mode=names[0] if mode in UNNAMED else mode,
         networks=tuple(joinings),
         links=tuple(dict.fromkeys(links)),
         spec=ContainerSpec(
             hostname=str(strict.pick(body, "Hostname") or ""),
-            hosts=tuple(_hosts_line(str(entry)) for entry in strict.pick(host, "ExtraHosts") or ()),
+            hosts=tuple(_hosts_line(str(entry)) for entry in strict.entries(host, "ExtraHosts")),
             dns_config=_dns(host),
         ),
         ports=_ports(body, host),
-        restart=restart_rule(strict.pick(host, "RestartPolicy")),
+        restart=restart_rule(strict.section(host, "RestartPolicy")),
         remove=bool(strict.pick(host, "AutoRemove")),
     )
 
@@ -159,7 +159,7 @@ def joining(network: str, config: Any) -> Joining:
     if not strict.empty(options := strict.pick(config, "DriverOpts")):
         names = ", ".join(options) if isinstance(options, dict) else options
         raise Unsupported(f"the driver option {names} is not supported for a container on network {network}")
-    ipam = strict.pick(config, "IPAMConfig") or {}
+    ipam = strict.section(config, "IPAMConfig")
     if not strict.empty(strict.pick(ipam, "LinkLocalIPs")):
         raise Unsupported(f"LinkLocalIPs is not supported (network {network})")
     addresses = []
@@ -170,7 +170,7 @@ def joining(network: str, config: Any) -> Joining:
             if address.version != version:
                 raise Invalid(f"invalid {field} {text!r}: it is of the other family")
             addresses.append(address)
-    aliases = tuple(dict.fromkeys(str(alias) for alias in strict.pick(config, "Aliases") or ()))
+    aliases = tuple(dict.fromkeys(str(alias) for alias in strict.entries(config, "Aliases")))
     priority = strict.pick(config, "GwPriority") or 0
     if not isinstance(priority, int):
         raise Invalid(f"invalid GwPriority {priority!r} of network {network}: expected a number")
@@ -200,15 +200,12 @@ def restart_rule(value: Any) -> RestartRule:
 
 
 def _endpoints(body: Json) -> Json:
-    found = strict.pick(strict.pick(body, "NetworkingConfig") or {}, "EndpointsConfig") or {}
-    if not isinstance(found, dict):
-        raise Invalid("invalid NetworkingConfig.EndpointsConfig: expected an object")
-    return found
+    return strict.section(strict.section(body, "NetworkingConfig"), "EndpointsConfig")
 
 
 def _dns(host: Json) -> DNSConfig | None:
-    servers = tuple(str(parse_address(str(text), "DNS server")) for text in strict.pick(host, "Dns") or ())
-    search, options = (tuple(map(str, strict.pick(host, key) or ())) for key in ("DnsSearch", "DnsOptions"))
+    servers = tuple(str(parse_address(str(text), "DNS server")) for text in strict.entries(host, "Dns"))
+    search, options = (tuple(map(str, strict.entries(host, key))) for key in ("DnsSearch", "DnsOptions"))
     if not (servers or search or options):
         return None
     return DNSConfig(nameservers=servers, search=search, options=options)
@@ -232,13 +229,15 @@ def _ports(body: Json, host: Json) -> tuple[PublishedPort, ...]:
         at = parse_address(address.strip("[]"), "address to publish on") if address else None
         found[PublishedPort(protocol=protocol, target=target, port=first, last=last, address=at)] = None
 
-    bindings = strict.pick(host, "PortBindings") or {}
-    for key, wanted in bindings.items():
-        for binding in wanted or [{}]:
+    bindings = strict.section(host, "PortBindings")
+    for key in bindings:
+        for binding in strict.entries(bindings, key) or [{}]:
+            if not isinstance(binding, dict):
+                raise Invalid(f"invalid PortBindings of {key}: expected objects")
             address, text = str(strict.pick(binding, "HostIp") or ""), str(strict.pick(binding, "HostPort") or "")
             publish(key, *_host_ports(text, key), address=address)
     if strict.pick(host, "PublishAllPorts"):
-        for key in strict.pick(body, "ExposedPorts") or {}:
+        for key in strict.section(body, "ExposedPorts"):
             if key not in bindings:
                 publish(key)
     return tuple(found)
@@ -271,29 +270,29 @@ def engine_body(body: Json, owner: str, namespace: str, files: Mapping[str, str]
     A file stays out where the user mounts one of his own.
     """
     result = _without(body, "NetworkingConfig", "HostConfig", "Labels", "MacAddress", "NetworkDisabled")
-    host = strict.pick(body, "HostConfig") or {}
+    host = strict.section(body, "HostConfig")
     changed = _without(
         host, "NetworkMode", "Binds", "Sysctls", "PortBindings", "PublishAllPorts", "RestartPolicy",
         "Dns", "DnsSearch", "DnsOptions", "ExtraHosts", "Links",
     )  # fmt: skip
     changed["NetworkMode"] = f"ns:{namespace}"
     changed["Binds"] = _binds(host, files)
-    changed["Sysctls"] = SYSCTLS | (strict.pick(host, "Sysctls") or {})
+    changed["Sysctls"] = SYSCTLS | strict.section(host, "Sysctls")
     result["HostConfig"] = changed
-    result["Labels"] = (strict.pick(body, "Labels") or {}) | {LABEL: owner}
+    result["Labels"] = strict.section(body, "Labels") | {LABEL: owner}
     return result
 
 
 def with_files(body: Json, files: Mapping[str, str]) -> Json:
     """`body` of a container that shares the network of another of ours: with the other's files."""
-    host = dict(strict.pick(body, "HostConfig") or {})
+    host = dict(strict.section(body, "HostConfig"))
     return _without(body, "HostConfig") | {"HostConfig": _without(host, "Binds") | {"Binds": _binds(host, files)}}
 
 
 def _binds(host: Json, files: Mapping[str, str]) -> list[str]:
-    binds = [str(bind) for bind in strict.pick(host, "Binds") or ()]
+    binds = [str(bind) for bind in strict.entries(host, "Binds")]
     taken = {bind.split(":")[1] for bind in binds if ":" in bind}
-    taken |= {str(strict.pick(mount, "Target")) for mount in strict.pick(host, "Mounts") or ()}
+    taken |= {str(strict.pick(mount, "Target")) for mount in strict.entries(host, "Mounts") if isinstance(mount, dict)}
     return binds + [f"{source}:{target}" for target, source in files.items() if target not in taken]
 
 

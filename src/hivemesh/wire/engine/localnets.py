@@ -9,7 +9,8 @@ import msgspec
 
 from hivemesh.model.addr import Interface
 from hivemesh.model.errors import Forbidden, Invalid, NotFound, Unsupported
-from hivemesh.model.local import LocalDriver, LocalIPAMConfig, LocalNetwork, LocalSpec
+from hivemesh.model.local import LocalDriver, LocalNetwork, LocalSpec
+from hivemesh.model.network import IPAMConfig
 from hivemesh.model.service import Spec
 from hivemesh.wire.codec import to_builtins
 from hivemesh.wire.engine import strict
@@ -24,11 +25,13 @@ DRIVERS: tuple[LocalDriver, ...] = ("bridge", "macvlan")
 
 class _IPAM(Spec, frozen=True, kw_only=True):
     driver: str = "default"
-    config: tuple[LocalIPAMConfig, ...] = ()
+    config: tuple[IPAMConfig, ...] = ()
     options: dict[str, str] = {}
 
 
-class _ConfigFrom(Spec, frozen=True, kw_only=True):
+class ConfigFrom(Spec, frozen=True, kw_only=True):
+    """The network whose settings another has."""
+
     network: str = ""
 
 
@@ -46,7 +49,7 @@ class _Create(Spec, frozen=True, kw_only=True):
     attachable: bool = False
     ingress: bool = False
     config_only: bool = False
-    config_from: _ConfigFrom = _ConfigFrom()
+    config_from: ConfigFrom = ConfigFrom()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
 
@@ -65,14 +68,7 @@ class Endpoint:
 def local_spec(body: Any) -> LocalSpec:
     """Raises `Invalid`, `NotFound` (no such driver), `Forbidden`, or `Unsupported` by the name of what cannot be."""
     request = strict.read(body, _Create, "network")
-    driver = request.driver or "bridge"
-    if driver in ONLY_ONE:
-        raise Forbidden(f'only one instance of "{driver}" network is allowed')
-    if driver == "ipvlan":
-        raise Unsupported("the ipvlan driver is not supported: use macvlan, or bridge")
-    known = next((one for one in DRIVERS if one == driver), None)
-    if known is None:
-        raise NotFound(f'plugin "{driver}" not found: drivers are {", ".join((*DRIVERS, "overlay"))}')
+    known = driver_of(request.driver or "bridge")
     if request.ingress:
         raise Invalid("ingress network can only be of the overlay driver")
     if request.ipam.driver not in ("", "default"):
@@ -91,6 +87,18 @@ def local_spec(body: Any) -> LocalSpec:
         config_only=request.config_only,
         config_from=request.config_from.network,
     )
+
+
+def driver_of(name: str) -> LocalDriver:
+    """The driver of that name. Raises `NotFound`, `Forbidden` or `Unsupported`."""
+    if name in ONLY_ONE:
+        raise Forbidden(f'only one instance of "{name}" network is allowed')
+    if name == "ipvlan":
+        raise Unsupported("the ipvlan driver is not supported: use macvlan, or bridge")
+    known = next((one for one in DRIVERS if one == name), None)
+    if known is None:
+        raise NotFound(f'plugin "{name}" not found: drivers are {", ".join((*DRIVERS, "overlay"))}')
+    return known
 
 
 def local_network(network: LocalNetwork, endpoints: Iterable[Endpoint] = ()) -> Json:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from hivemesh.model.addr import MAC, Address, Interface
+from hivemesh.model.addr import MAC, Address, Interface, parse_prefix
 from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID
-from hivemesh.model.network import VNI_OPTION, Network, NetworkSpec
+from hivemesh.model.network import VNI_OPTION, Network, NetworkSpec, Subnet
 from hivemesh.model.node import Node
 from hivemesh.model.secret import Payload, Secret
 from hivemesh.model.service import EndpointSpec, Service, ServiceSpec, TaskSpec, UpdateStatus
@@ -276,9 +276,15 @@ def _subnets(value: Network) -> list[Json]:
             "Subnet": str(subnet.prefix),
             **({"IPRange": str(subnet.ip_range)} if subnet.ip_range else {}),
             "Gateway": str(subnet.gateway),
+            **({"AuxiliaryAddresses": found} if (found := _aside(value.spec, subnet)) else {}),
         }
         for subnet in value.subnets
     ]
+
+
+def _aside(spec: NetworkSpec, subnet: Subnet) -> dict[str, str]:
+    asked = [one for one in spec.ipam if one.subnet and parse_prefix(one.subnet) == subnet.prefix]
+    return asked[0].auxiliary_addresses if asked else {}
 
 
 def _driver_options(value: Network) -> dict[str, str]:
@@ -320,7 +326,7 @@ def network(about: Insight) -> Json:
         "Internal": value.spec.internal,
         "Attachable": value.spec.attachable,
         "Ingress": value.spec.ingress,
-        "ConfigFrom": {"Network": ""},
+        "ConfigFrom": {"Network": value.spec.config_from},
         "ConfigOnly": False,
         "Containers": {},
         "Options": _driver_options(value),

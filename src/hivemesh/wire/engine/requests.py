@@ -5,14 +5,12 @@ from typing import Any
 import msgspec
 
 from hivemesh.model.cluster import SwarmSpec
-from hivemesh.model.errors import Invalid, Unsupported
-from hivemesh.model.network import IPAMConfig, NetworkSpec
+from hivemesh.model.errors import Forbidden, Invalid, Unsupported
+from hivemesh.model.network import OVERLAY, IPAMConfig, NetworkSpec
 from hivemesh.model.node import Availability, NodeSpec
 from hivemesh.model.secret import Payload, PayloadSpec
 from hivemesh.model.service import ServiceSpec, Spec
-from hivemesh.wire.engine import refused, strict
-
-OVERLAY = "overlay"
+from hivemesh.wire.engine import localnets, refused, strict
 
 MODES = ("Replicated", "Global", "ReplicatedJob", "GlobalJob")
 
@@ -63,7 +61,7 @@ class IPAM(Spec, frozen=True, kw_only=True):
 
 
 class NetworkCreate(Spec, frozen=True, kw_only=True):
-    """`POST /networks/create` of an overlay network."""
+    """`POST /networks/create` of a network of the swarm."""
 
     name: str = ""
     driver: str = OVERLAY
@@ -75,6 +73,8 @@ class NetworkCreate(Spec, frozen=True, kw_only=True):
     internal: bool = False
     attachable: bool = False
     ingress: bool = False
+    config_only: bool = False
+    config_from: localnets.ConfigFrom = localnets.ConfigFrom()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
 
@@ -144,28 +144,38 @@ def payload_spec(body: Any, kind: type[Payload]) -> PayloadSpec:
     return strict.read(body, PayloadSpec, f"{kind.__name__}Spec")
 
 
-def network_driver(body: Any) -> str:
-    """The driver a create request asks for: ours are `overlay`, anything else is the engine's business."""
+def is_of_the_swarm(body: Any) -> bool:
+    """Whether a create request asks for a network of the swarm; else it is one of this node."""
     if not isinstance(body, dict):
         raise Invalid("invalid network: expected an object")
-    driver, scope = strict.pick(body, "Driver"), strict.pick(body, "Scope")
-    if scope == "swarm" and driver not in (None, "", OVERLAY):
-        raise Unsupported(f"driver {driver!r} with scope swarm is not supported: use the overlay driver")
-    if scope == "swarm" or strict.pick(body, "Ingress"):
-        return OVERLAY
-    return str(driver or "bridge")
+    if strict.pick(body, "Scope") == "swarm" or strict.pick(body, "Driver") == OVERLAY:
+        return True
+    return bool(strict.pick(body, "Ingress")) and not strict.pick(body, "Driver")
 
 
 def network_spec(body: Any) -> NetworkSpec:
-    """An overlay network's specification."""
+    """The specification of a network of the swarm.
+
+    Raises `NotFound` (no such driver), `Forbidden`, or `Unsupported` by the name of what cannot be.
+    """
     request = strict.read(body, NetworkCreate, "network")
+    driver = request.driver or OVERLAY
+    if request.config_only:
+        raise Forbidden("a configuration only network holds settings of one node: make it there, without --scope swarm")
+    if driver != OVERLAY:
+        driver = localnets.driver_of(driver)
+    elif request.config_from.network:
+        raise Unsupported(
+            "ConfigFrom is not supported for an overlay network, which all nodes share: use it with --scope swarm and "
+            "the driver bridge or macvlan"
+        )
     if not request.enable_ipv4:
         raise Unsupported("EnableIPv4 false is not supported: an overlay network always has IPv4")
     if request.ipam.driver not in ("", "default"):
         raise Unsupported(f"IPAM driver {request.ipam.driver!r} is not supported: use default")
     return NetworkSpec(
         name=request.name.strip(),
-        driver=OVERLAY,
+        driver=driver,
         labels=request.labels,
         options=request.options,
         ipv6=request.enable_ipv6,
@@ -173,4 +183,5 @@ def network_spec(body: Any) -> NetworkSpec:
         attachable=request.attachable,
         ingress=request.ingress,
         ipam=request.ipam.config,
+        config_from=request.config_from.network,
     )

@@ -61,6 +61,22 @@ def pick(value: dict[str, Any], name: str) -> Any:
     return next((inner for key, inner in value.items() if key.lower() == name.lower()), None)
 
 
+def section(value: Any, name: str) -> dict[str, Any]:
+    """The field `name` of an object, an object itself; empty when nothing is said. Raises `Invalid`."""
+    inner = pick(value, name) if value else None
+    if inner is not None and not isinstance(inner, dict):
+        raise Invalid(f"invalid {name}: expected an object")
+    return inner or {}
+
+
+def entries(value: dict[str, Any], name: str) -> list[Any]:
+    """The field `name`, a list; empty when nothing is said. Raises `Invalid`."""
+    inner = pick(value, name)
+    if inner is not None and not isinstance(inner, list):
+        raise Invalid(f"invalid {name}: expected a list")
+    return inner or []
+
+
 def _known(value: Any, kind: Any, path: str) -> Any:
     """`value` with names as `kind` spells them, without nulls, and without unknown fields that are empty."""
     kind = _bare(kind)
