@@ -22,8 +22,8 @@ from hivemesh.model.addr import (
 )
 from hivemesh.model.errors import Exhausted, Forbidden, HivemeshError, Invalid, Unsupported
 from hivemesh.model.ids import EndpointID, NetworkID, short
-from hivemesh.model.local import PREDEFINED, LocalIPAMConfig, LocalNetwork, LocalSpec, MacvlanMode
-from hivemesh.model.network import MTU_OPTION, Subnet
+from hivemesh.model.local import PREDEFINED, LocalNetwork, LocalSpec, MacvlanMode
+from hivemesh.model.network import MTU_OPTION, IPAMConfig, Subnet
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import EndpointItem
 from hivemesh.wire.resolver import Names
@@ -65,10 +65,10 @@ def grant(spec: LocalSpec, identifier: NetworkID, now: float, around: Around) ->
         _parse_ipam(spec)
         return network
     _check_options(spec)
-    subnets, reserved = _subnets(spec, identifier, around)
+    subnets = _subnets(spec, identifier, around)
     options = spec.options
     mtu = _mtu(options.get(MTU_OPTION, ""), spec)
-    fields = {f: getattr(network, f) for f in network.__struct_fields__} | {"subnets": subnets, "reserved": reserved}
+    fields = {f: getattr(network, f) for f in network.__struct_fields__} | {"subnets": subnets}
     if spec.driver == "macvlan":
         device, own = _parent(spec, identifier, around)
         return LocalNetwork(**fields | {"device": device, "own_parent": own, "mode": _mode(options), "mtu": mtu})
@@ -82,6 +82,30 @@ def grant(spec: LocalSpec, identifier: NetworkID, now: float, around: Around) ->
             "binding": _binding(options.get(BINDING, "")),
         }
     )
+
+
+def check(spec: LocalSpec) -> None:
+    """What can be said of `spec` without knowing the node that will make it. Raises as `grant`."""
+    if spec.config_from:
+        check_dependent(spec)
+        return
+    _check_options(spec)
+    _parse_ipam(spec)
+    _mtu(spec.options.get(MTU_OPTION, ""), spec)
+    if spec.driver == "macvlan":
+        _mode(spec.options)
+    else:
+        _truth(spec.options, ICC)
+        _truth(spec.options, MASQUERADE)
+        _binding(spec.options.get(BINDING, ""))
+
+
+def check_dependent(spec: LocalSpec) -> None:
+    """Raises `Forbidden` when a network that has its settings from another has some of its own."""
+    if spec.config_only or spec.options or spec.ipam or spec.ipv6 or spec.internal:
+        raise Forbidden(
+            "user-specified configurations are not supported if the network depends on a configuration network"
+        )
 
 
 def default_bridge(identifier: NetworkID, now: float, around: Around) -> LocalNetwork:
@@ -215,7 +239,7 @@ def _parse_ipam(spec: LocalSpec) -> list[_Asked]:
     return found
 
 
-def _parse(config: LocalIPAMConfig) -> _Asked:
+def _parse(config: IPAMConfig) -> _Asked:
     prefix = parse_prefix(config.subnet)
     if prefix.num_addresses < 4:
         raise Invalid(f"invalid network config: the subnet {prefix} is too small")
@@ -238,7 +262,7 @@ def _within(part: Prefix, whole: Prefix) -> bool:
     return part.prefixlen >= whole.prefixlen and part.network_address in whole
 
 
-def _subnets(spec: LocalSpec, identifier: NetworkID, around: Around) -> tuple[tuple[Subnet, ...], tuple[Address, ...]]:
+def _subnets(spec: LocalSpec, identifier: NetworkID, around: Around) -> tuple[Subnet, ...]:
     asked = _parse_ipam(spec)
     others = [prefix for network in around.networks for prefix in network.prefixes]
     shares_parent = spec.driver == "macvlan"  # its subnet is the one of the wire outside
@@ -264,8 +288,8 @@ def _subnets(spec: LocalSpec, identifier: NetworkID, around: Around) -> tuple[tu
         first = base.network_address if base.network_address != one.prefix.network_address else base.network_address + 1
         while one.gateway is None and first in one.reserved:
             first += 1
-        found.append(Subnet(prefix=one.prefix, gateway=one.gateway or first, ip_range=one.given))
-    return tuple(found), tuple(address for one in asked for address in one.reserved)
+        found.append(Subnet(prefix=one.prefix, gateway=one.gateway or first, ip_range=one.given, reserved=one.reserved))
+    return tuple(found)
 
 
 def _unique_local(identifier: NetworkID) -> IPv6Network:
@@ -293,6 +317,8 @@ def attachment(
     """
     interfaces: list[Interface] = []
     held = tuple(held)
+    if network.mode == "passthru" and not network.is_bridge and held:
+        raise HivemeshError(f"network {network.name} in mode passthru has room for one container: it has one already")
     for address in wanted:
         if not any(address in prefix for prefix in network.prefixes if prefix.version == address.version):
             raise Invalid(f"invalid address {address}: it is in no subnet of network {network.name}")
@@ -301,8 +327,6 @@ def attachment(
         for other in held:
             for interface in other.addresses:
                 leases.hold(interface)
-        for reserved in network.reserved:
-            leases.hold(reserved)
         mine = next((address for address in wanted if address.version == subnet.prefix.version), None)
         try:
             interfaces.append(leases.acquire() if mine is None else leases.take(mine))
@@ -351,7 +375,8 @@ def links_of(task: Task) -> NetworkID:
 
 def _endpoint(task: Task, attachment: Attachment) -> EndpointItem:
     aliases = next((c.aliases for c in task.spec.networks if c.target == attachment.network_id), ())
-    names = (task.container, short(task.status.container_id), task.spec.container_spec.hostname, *aliases)
+    own = (task.container,) if task.attached else (task.name, task.service_name)
+    names = (*own, short(task.status.container_id), task.spec.container_spec.hostname, *aliases)
     return EndpointItem(
         network=attachment.network_id,
         endpoint=attachment.endpoint_id,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hivemesh.dataplane.balancer.api import Part, Virtual, virtual
 from hivemesh.dataplane.plan.balancing import vip_part
-from hivemesh.dataplane.plan.bridge import PLAIN_HOST, ContainerPort, Locals, ports_of, way_out, with_local
+from hivemesh.dataplane.plan.bridge import PLAIN_HOST, ContainerPort, Locals, asked_at, ports_of, way_out, with_local
 from hivemesh.dataplane.plan.facts import GatewayLease, HostFacts, HostPort
 from hivemesh.dataplane.plan.host import plan_host
 from hivemesh.dataplane.plan.ingress import plan_ingress
@@ -25,6 +25,7 @@ from hivemesh.model.service import PortConfig
 from hivemesh.model.task import Task
 from hivemesh.wire.control import (
     EndpointItem,
+    LocalNetworkItem,
     NetworkItem,
     NodeItem,
     PeerItem,
@@ -57,6 +58,7 @@ class ViewParts:
     services: Mapping[NetworkID, tuple[ServiceItem, ...]]
     endpoints: Mapping[NetworkID, tuple[EndpointItem, ...]]
     tasks: Mapping[TaskID, TaskItem]
+    local: Mapping[NetworkID, LocalNetworkItem] = field(default_factory=dict)  # to be made here
 
 
 def parts_of(view: View) -> ViewParts:
@@ -67,6 +69,7 @@ def parts_of(view: View) -> ViewParts:
     services: dict[NetworkID, list[ServiceItem]] = {}
     endpoints: dict[NetworkID, list[EndpointItem]] = {}
     tasks: dict[TaskID, TaskItem] = {}
+    local: dict[NetworkID, LocalNetworkItem] = {}
     for item in view.values():
         match item:
             case PeerItem():
@@ -83,6 +86,8 @@ def parts_of(view: View) -> ViewParts:
                 vteps.append(item.vtep)
             case NetworkItem():
                 networks[item.id] = item
+            case LocalNetworkItem():
+                local[item.id] = item
     return ViewParts(
         vteps=tuple(vteps),
         networks=networks,
@@ -91,21 +96,27 @@ def parts_of(view: View) -> ViewParts:
         services={network: tuple(found) for network, found in services.items()},
         endpoints={network: tuple(found) for network, found in endpoints.items()},
         tasks=tasks,
+        local=local,
     )
 
 
-def wants_gateway(task: Task, networks: Iterable[NetworkItem]) -> bool:
+def wants_gateway(task: Task, networks: Iterable[NetworkItem], local: Iterable[LocalNetwork] = ()) -> bool:
     """A sandbox has a way out of the node unless all its networks are internal, or the user took it off all of them.
 
-    For networks of this node, see `leads_out`.
+    For networks of this node, see `leads_out`; a task that is on such ones alone stays in when all are internal.
     """
     found = tuple(networks)
-    return not all(network.internal for network in found) if found else not task.attached
+    if found:
+        return not all(network.internal for network in found)
+    here = tuple(local)
+    return not task.attached and not (here and all(network.internal for network in here))
 
 
 def leads_out(task: Task, networks: Iterable[NetworkItem], local: Locals) -> bool:
     """Whether the sandbox has any way out."""
-    return wants_gateway(task, networks) or any(way_out(task, local, version) is not None for version in (4, 6))
+    return wants_gateway(task, networks, local.values()) or any(
+        way_out(task, local, version) is not None for version in (4, 6)
+    )
 
 
 Services = Mapping[NetworkID, tuple[ServiceItem, ...]]
@@ -216,9 +227,10 @@ def _host_ports(sandbox: Sandbox) -> list[HostPort]:
     lease = sandbox.lease
     if lease is None or sandbox.task.attached:
         return []
+    v4, v6 = asked_at(sandbox.task, sandbox.local, (lease.v4.ip, lease.v6.ip))
+    if v4 is None or v6 is None:
+        return []
     return [
-        HostPort(
-            protocol=port.protocol, port=port.published_port, target=port.target_port, v4=lease.v4.ip, v6=lease.v6.ip
-        )
+        HostPort(protocol=port.protocol, port=port.published_port, target=port.target_port, v4=v4, v6=v6)
         for port in sandbox.ports
     ]

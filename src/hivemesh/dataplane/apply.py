@@ -17,6 +17,7 @@ from typing import Any
 
 from hivemesh.dataplane.balancer.sockets import own_address
 from hivemesh.dataplane.belief import Held, Tally, on_link, plugs_into, settings_by_time, unwanted_tables, words
+from hivemesh.dataplane.differing import Difference, compared
 from hivemesh.dataplane.entries import FDB, GONE, KINDS, NEIGHBOR, Kind
 from hivemesh.dataplane.links import Outer, Step, compare, left_over, loopback
 from hivemesh.dataplane.ownership import is_left_over, is_our_link, is_our_namespace
@@ -69,10 +70,12 @@ class Applier:
                 created=created, changed=tally.changed, failed=tuple(tally.failed), repaired=tuple(tally.repaired)
             )
 
-    def remove(self, namespace: str) -> None:
+    def remove(self, namespace: str, *, unplug: bool = False) -> None:
         """Remove the namespace, and at once its VXLAN device, whose VNI may be wanted again. Already gone: fine.
 
-        Of the host, remove everything of ours. Raises `Conflict` when the namespace is not ours.
+        `unplug`: its veths at once, too; else they go with the last process inside, which answers until then at
+        addresses that may be somebody else's. Of the host, remove everything of ours. Raises `Conflict` when the
+        namespace is not ours.
         """
         if namespace == HOST:
             self.ensure(NamespacePlan(namespace=HOST, mark=""))
@@ -87,9 +90,9 @@ class Applier:
             if self._linux.exists(namespace) or self._linux.pin_again(namespace):
                 self._check_mark(namespace)
                 door = self._linux.door(namespace)
-                # the rest goes with the namespace some time later; removing it here would cost 10 ms each
-                tunnels = [link for link in door.links().values() if link.kind == "vxlan"]
-                door.apply([delete_link(link.index, link.name) for link in tunnels])
+                # the rest goes with the namespace some time later; removing it here costs 10 ms each
+                kinds = ("vxlan", "veth") if unplug else ("vxlan",)
+                door.apply([delete_link(x.index, x.name) for x in door.links().values() if x.kind in kinds])
             self._linux.delete(namespace)
         with self._lock:
             self._held.pop(namespace, None)
@@ -187,34 +190,13 @@ class Applier:
                         return held, link
         return None
 
-    def differences(self, plan: NamespacePlan) -> list[str]:
+    def differences(self, plan: NamespacePlan) -> list[Difference]:
         """What the kernel lacks or has too much, read from it whatever we remember; [] means equal."""
-        where = plan.namespace or "host"
-        if not self._linux.exists(plan.namespace):
-            return [f"{where}: the namespace is missing"]
-        if plan.namespace and (mark := self._linux.mark_of(plan.namespace)) != plan.mark:
-            return [f"{where}: the namespace is marked {mark!r} instead of {plan.mark!r}"]
-        door = self._linux.door(plan.namespace)
-        seen = door.links()
-        wrong = compare(plan, plan.links, seen, self._plumber.outer())
-        found = [step.text for step in (*loopback(plan, seen), *left_over(plan, seen), *wrong)]
-        indices = {name: link.index for name, link in seen.items()}
-        for kind in KINDS:
-            reading = kind.read(door, plan, indices)
-            wanted = kind.wanted(plan)
-            found += [f"{kind.name} is missing: {words(value)}" for value in wanted - reading.values]
-            found += [f"{kind.name} is too much: {words(value)}" for value in reading.values - wanted]
-            found += [f"{kind.name} is too much: {message.subject}" for message in reading.odd]
-        for key, value in self._linux.differing_settings(plan.namespace, plan.sysctls).items():
-            found.append(f"{key} is {value} instead of {plan.sysctls[key]}")
-        tables = self._linux.tables(plan.namespace)
-        for table in plan.tables:
-            found += self._linux.table_differences(plan.namespace, table)
-        found += [f"nft {family} {name} is too much" for family, name in unwanted_tables(plan, tables)]
-        if plan.namespace != HOST:
-            found += self._linux.ipvs_differences(plan.namespace, plan.ipvs)
-            found += self._linux.socket_differences(plan.namespace, plan.sockets, own_address(plan))
-        return [f"{where}: {text}" for text in found]
+        return list(compared(self._linux, plan))
+
+    def losses(self, plan: NamespacePlan) -> list[Difference]:
+        """Those of the differences that lose something. Links and settings are none: no view is without them."""
+        return [difference for difference in compared(self._linux, plan) if difference.loses]
 
     # --- namespaces
 

@@ -37,7 +37,9 @@ def compare(plan: NamespacePlan, wanted: Sequence[Link], seen: dict[str, LinkSee
         if found is None:
             yield Step(name=link.name, text=f"link {link.name} is missing", link=link, create=True)
             continue
-        wrong = _wrong_for_good(link, found, outer)
+        # asked once: another thread may remove the far end between two questions
+        far, holder = outer(link) if isinstance(link, Veth | Macvlan) else (None, 0)
+        wrong = _wrong_for_good(link, found, far)
         if wrong:
             ours = is_our_link(plan.namespace, found)
             yield Step(
@@ -49,7 +51,7 @@ def compare(plan: NamespacePlan, wanted: Sequence[Link], seen: dict[str, LinkSee
                 refused=not ours,
             )
             continue
-        step = _in_place(link, found, seen, outer)
+        step = _in_place(link, found, seen, far, holder)
         if step is not None:
             yield step
 
@@ -70,7 +72,7 @@ def left_over(plan: NamespacePlan, seen: dict[str, LinkSeen]) -> Iterator[Step]:
             yield Step(name=found.name, text=f"link {found.name} is too much", remove=found)
 
 
-def _wrong_for_good(link: Link, found: LinkSeen, outer: Outer) -> str:
+def _wrong_for_good(link: Link, found: LinkSeen, far: LinkSeen | None) -> str:
     """What no message can change about a link, "" if all else can be put right."""
     kind = KIND[type(link)]
     if found.kind != kind:
@@ -90,20 +92,17 @@ def _wrong_for_good(link: Link, found: LinkSeen, outer: Outer) -> str:
                 return f"has {what} {have}, not {want}"
         if not found.elsewhere:
             return "was not made in the host"
-    if isinstance(link, Veth):
-        far, _ = outer(link)
-        if far is None or far.index != found.peer or far.peer != found.index:
-            return f"does not lead to {link.outer.name}"
+    if isinstance(link, Veth) and (far is None or far.index != found.peer or far.peer != found.index):
+        return f"does not lead to {link.outer.name}"
     if isinstance(link, Macvlan):
-        parent, _ = outer(link)
-        if parent is None or found.peer != parent.index:
+        if far is None or found.peer != far.index:
             return f"is not on {link.parent}"
         if found.macvlan_mode != MACVLAN_MODES[link.mode]:
             return f"is not in mode {link.mode}"
     return ""
 
 
-def _in_place(link: Link, found: LinkSeen, seen: dict[str, LinkSeen], outer: Outer) -> Step | None:
+def _in_place(link: Link, found: LinkSeen, seen: dict[str, LinkSeen], far: LinkSeen | None, holder: int) -> Step | None:
     inside: list[Message] = []
     outside: list[Message] = []
     wrong: list[str] = []
@@ -130,11 +129,10 @@ def _in_place(link: Link, found: LinkSeen, seen: dict[str, LinkSeen], outer: Out
     elif isinstance(link, Macvlan):
         check("mac", found.mac, link.mac, set_link(index, name, mac=link.mac), inside)
     elif isinstance(link, Veth):
+        assert far is not None  # else it is wrong for good
         check("mac", found.mac, link.mac, set_link(index, name, mac=link.mac), inside)
-        far, master = outer(link)
-        assert far is not None
         end = link.outer
-        if not master:
+        if not holder:
             where = f" in namespace {end.namespace}" if end.namespace else ""
             return Step(name=name, text=f"link {name}: there is no bridge {end.master}{where}", link=link, refused=True)
         check(f"{end.name} mtu", far.mtu, link.mtu, set_link(far.index, end.name, mtu=link.mtu), outside)
@@ -145,9 +143,9 @@ def _in_place(link: Link, found: LinkSeen, seen: dict[str, LinkSeen], outer: Out
             set_link(far.index, end.name, alias=end.alias),
             outside,
         )
-        check(f"{end.name} master", far.master, master, set_link(far.index, end.name, master=master), outside)
+        check(f"{end.name} master", far.master, holder, set_link(far.index, end.name, master=holder), outside)
         # a port that changes its bridge starts without isolation
-        isolated = far.isolated and far.master == master
+        isolated = far.isolated and far.master == holder
         check(f"{end.name} isolated", isolated, end.isolated, set_isolated(far.index, end.name, end.isolated), outside)
         check(f"{end.name} up", far.up, True, set_link(far.index, end.name, up=True), outside)
     check("up", found.up, True, set_link(index, name, up=True), inside)

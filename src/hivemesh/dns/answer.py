@@ -99,8 +99,9 @@ def answer(message: bytes, scope: Scope, *, tcp: bool = False) -> Prepared | Non
     labels = query.labels()
     if query.type == PTR and (found := _reverse(labels, scope)) is not None:
         return reply(query, records=name_record(found, TTL), count=1)
-    # a dot within a label would look like one between labels
-    known = None if any(b"." in label for label in labels) else scope.addresses(_text(labels))
+    # a dot within a label would look like one between labels; a label of 46 bytes begins with a dot's byte
+    dotted = b"." in query.question and any(b"." in label for label in labels)
+    known = None if dotted else scope.addresses(_text(labels))
     if known is not None:
         packed = {version: [a.packed for a in known if a.version == version] for version in (4, 6)}
         wanted = {A: packed[4], AAAA: packed[6], ANY: packed[4] or packed[6]}.get(query.type, [])

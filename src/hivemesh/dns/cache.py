@@ -50,19 +50,19 @@ class Cache:
         """Bytes in use, roughly."""
         return self._size + self._ready_size
 
-    def keep(self, key: bytes, answer: bytes, records: list[Record]) -> bytes:
-        """Remember an answer as long as it says, if it may be remembered at all. Returns the form others may get."""
-        seconds = lifetime(answer, records, most=LONGEST, most_negative=LONGEST_NEGATIVE)
-        kept, ttls = kept_form(answer, records)
+    def keep(self, key: bytes, answer: bytes, records: list[Record]) -> None:
+        """Remember an answer as long as it says, if it may be remembered at all."""
         self._drop(key)
-        if seconds:
-            now = self._now()
-            size = ENTRY + len(key) + len(kept) + 100 * len(ttls)
-            self._kept[key] = _Kept(kept, ttls, now, now + seconds, size)
-            self._size += size
-            while self._size > self._limit:
-                self._drop(next(iter(self._kept)))
-        return kept
+        seconds = lifetime(answer, records, most=LONGEST, most_negative=LONGEST_NEGATIVE)
+        if not seconds:
+            return
+        kept, ttls = kept_form(answer, records)
+        now = self._now()
+        size = ENTRY + len(key) + len(kept) + 100 * len(ttls)
+        self._kept[key] = _Kept(kept, ttls, now, now + seconds, size)
+        self._size += size
+        while self._size > self._limit:
+            self._drop(next(iter(self._kept)))
 
     def find(self, key: bytes) -> tuple[bytes, float] | None:
         """The answer with its TTLs counted down, and until when these bytes hold."""

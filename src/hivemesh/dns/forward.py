@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,13 +19,16 @@ from hivemesh.dns.cache import LIMIT, Cache
 from hivemesh.dns.hostconf import RESOLV_CONF, read_host_conf
 from hivemesh.dns.upstream import PATIENCE, Server, Unanswered
 from hivemesh.log import SparingLog
+from hivemesh.meters import Durations
 from hivemesh.model.addr import Address
 from hivemesh.wire.dnsanswer import (
     REFUSED,
     SERVFAIL,
     Asked,
+    Record,
     code_of,
     fitted,
+    kept_form,
     read_query,
     read_records,
 )
@@ -58,9 +61,10 @@ class _Upstreams:
         self.servers = tuple(servers)
 
     def in_turn(self) -> list[Server]:
+        """The one to be asked first comes last."""
         if len(self.servers) == 1:
             return [*self.servers]
-        return sorted(self.servers, key=lambda server: server.avoided)
+        return sorted(self.servers, key=lambda server: server.avoided)[::-1]
 
 
 Told = Callable[[bytes | None], None]
@@ -76,8 +80,9 @@ class _Flight:
     query: bytes
     asked: Asked
     left: list[Server]  # the next one last
+    waiting: list[tuple[bytes, Asked, str, Told]]
+    begun: float
     failed: bool = False  # a server had an answer, but a bad one
-    waiting: list[tuple[bytes, Asked, str, Told]] = field(default_factory=list)
 
 
 class Forwarder:
@@ -107,31 +112,44 @@ class Forwarder:
         self._asking: dict[str, int] = {}
         self._asking_all = 0
         self._look_at = 0.0
+        self.took = Durations()
+        """From a question's first asking to the last word about it."""
+        self.unanswered = 0
         self._seen: tuple[int, ...] | None = None
         self._look()
+
+    def ready(self, query: bytes, sandbox: Sandbox) -> bytes | None:
+        """The answer over UDP, if one that still holds was given to a query of these very bytes; it has the query's id.
+
+        Looking costs next to nothing; who gets None asks.
+        """
+        if self._now() >= self._look_at:
+            self._look()
+        known = self._known.get(sandbox.id)
+        if known is None or known[0] is not sandbox:
+            return None
+        found = self._cache.ready.get(known[1].tag + query[2:])
+        return query[:2] + found[0] if found is not None and self._now() < found[1] else None
 
     def ask(self, query: bytes, sandbox: Sandbox, told: Told, *, tcp: bool = False) -> bytes | None:
         """The answer, if there is one that still holds; else `told` gets it, once, now or later.
 
         An answer has the query's id and its question as it is written there, and no more bytes than the client takes.
         """
-        now = self._now()
-        if now >= self._look_at:
+        if self._now() >= self._look_at:
             self._look()
-        known = self._known.get(sandbox.id)
-        upstreams = known[1] if known is not None and known[0] is sandbox else self._upstreams(sandbox)
-        if not tcp:
-            ready = self._cache.ready.get(upstreams.tag + query[2:])
-            if ready is not None and now < ready[1]:
-                return query[:2] + ready[0]
+        upstreams = self._upstreams(sandbox)
         asked = read_query(query)
         if asked is None or not upstreams.servers:
             told(None)
             return None
-        kept = self._kept(query, asked, upstreams, tcp=tcp)
-        if kept is not None:
-            return kept
-        self._pass_on(query, asked, sandbox.id, upstreams, told, tcp)
+        key = upstreams.tag + asked.key
+        if asked.common and (found := self._cache.find(key)) is not None:
+            answer = fitted(found[0], query, asked, tcp=tcp)
+            if asked.bare and not tcp:  # ready for the next of the same writing
+                self._cache.prepare(upstreams.tag + query[2:], answer[2:], found[1])
+            return answer
+        self._pass_on((tcp, asked.limit, key), (query, asked, sandbox.id, told), upstreams)
         return None
 
     def forget(self, sandbox_id: str) -> None:
@@ -147,37 +165,25 @@ class Forwarder:
             server.close()
             await asyncio.gather(*server.dialling)
 
-    def _kept(self, query: bytes, asked: Asked, upstreams: _Upstreams, *, tcp: bool) -> bytes | None:
-        """The answer that is kept, made ready for the next of the same writing."""
-        if not asked.common:
-            return None
-        found = self._cache.find(upstreams.tag + asked.key)
-        if found is None:
-            return None
-        answer = fitted(found[0], query, asked, tcp=tcp)
-        if asked.bare and not tcp:
-            self._cache.prepare(upstreams.tag + query[2:], answer[2:], found[1])
-        return answer
-
-    def _pass_on(self, query: bytes, asked: Asked, sandbox: str, upstreams: _Upstreams, told: Told, tcp: bool) -> None:
+    def _pass_on(
+        self, name: tuple[bool, int, bytes], who: tuple[bytes, Asked, str, Told], upstreams: _Upstreams
+    ) -> None:
         """Ask, or wait with those who ask the same already."""
-        key = upstreams.tag + asked.key
+        query, asked, sandbox, told = who
         asking = self._asking.get(sandbox, 0)
         full = asking >= MAX_ASKING_EACH or self._asking_all >= MAX_ASKING
         if full:
             self._log.warning("full", "too many questions wait for other name servers: one of %s is refused", sandbox)
-        if full or self._cache.failed(key):
+        if full or self._cache.failed(name[2]):
             told(None)
             return
         self._asking[sandbox] = asking + 1
         self._asking_all += 1
-        name = (tcp, asked.limit, key)
         flight = self._flights.get(name)
         if flight is not None:
-            flight.waiting.append((query, asked, sandbox, told))
+            flight.waiting.append(who)
             return
-        flight = self._flights[name] = _Flight(name, query, asked, upstreams.in_turn()[::-1])
-        flight.waiting.append((query, asked, sandbox, told))
+        flight = self._flights[name] = _Flight(name, query, asked, upstreams.in_turn(), [who], self._now())
         self._ask_next(flight)
 
     def _ask_next(self, flight: _Flight) -> None:
@@ -191,8 +197,9 @@ class Forwarder:
         else:
             records = read_records(answer, flight.asked.end) if answer[4:6] != b"\0\0" else []
             if records is not None and code_of(answer) not in (SERVFAIL, REFUSED):
-                shared = self._cache.keep(flight.name[2], answer, records) if flight.asked.common else answer
-                self._land(flight, answer, shared)
+                if flight.asked.common:
+                    self._cache.keep(flight.name[2], answer, records)
+                self._land(flight, answer, records)
                 return
             flight.failed = True
         if flight.left:
@@ -200,11 +207,14 @@ class Forwarder:
             return
         if flight.asked.common:
             self._cache.fail(flight.name[2])
-        self._land(flight, None, b"")
+        self._land(flight, None, [])
 
-    def _land(self, flight: _Flight, answer: bytes | None, shared: bytes) -> None:
-        """Tell all who wait; `shared` is the answer's form for those whose query differs in writing."""
+    def _land(self, flight: _Flight, answer: bytes | None, records: list[Record]) -> None:
+        """Tell all who wait."""
         del self._flights[flight.name]
+        self.took.observe(self._now() - flight.begun)
+        self.unanswered += answer is None
+        shared: bytes | None = None  # for those whose query differs in writing
         for query, asked, sandbox, told in flight.waiting:
             self._asking_all -= 1
             left = self._asking[sandbox] - 1
@@ -214,9 +224,12 @@ class Forwarder:
                 del self._asking[sandbox]
             if answer is None:
                 told(None)
+            elif query is flight.query or query[2:] == flight.query[2:]:
+                told(fitted(answer, query, asked, tcp=flight.name[0]))
             else:
-                same = query[2:] == flight.query[2:]
-                told(fitted(answer if same else shared, query, asked, tcp=flight.name[0]))
+                if shared is None:
+                    shared, _ = kept_form(answer, records)
+                told(fitted(shared, query, asked, tcp=flight.name[0]))
 
     def _upstreams(self, sandbox: Sandbox) -> _Upstreams:
         known = self._known.get(sandbox.id)

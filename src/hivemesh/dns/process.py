@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from hivemesh.wire.codec import unpack
 from hivemesh.wire.resolver import (
     LENGTH,
     MAX_FRAME,
+    Counted,
     Forget,
     Greeting,
     Names,
@@ -59,12 +61,15 @@ class Failed(Exception):
 class Process:
     """The daemon's connection, and what becomes of its frames."""
 
-    def __init__(self, resolver: Resolver, lock: int, ending: asyncio.Event) -> None:
+    def __init__(
+        self, resolver: Resolver, lock: int, ending: asyncio.Event, counted: Callable[[], Counted] = Counted
+    ) -> None:
         """Sets `ending` when another process has taken over."""
         self.replaced = False
         self._resolver = resolver
         self._lock = lock
         self._ending = ending
+        self._counted = counted
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._accepted = 0
         self._daemon = 0  # the newest connection that told us something
@@ -120,7 +125,8 @@ class Process:
                     if frame.whole:
                         self._resolver.keep_only(networks, sandboxes)
                     self._resolver.retry()
-                    writer.write(framed(Synced(number=frame.number, failed=dict(self._resolver.failed))))
+                    synced = Synced(number=frame.number, failed=dict(self._resolver.failed), counted=self._counted())
+                    writer.write(framed(synced))
                     await writer.drain()
                 case Taken():
                     raise ValueError("nothing was being handed over")
@@ -157,8 +163,20 @@ async def run(path: Path, *, replace: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     forwarder = Forwarder()
-    resolver = Resolver(Shared(forwarder), forwarder.forget)
-    process, listening = _begin(path, resolver, ending, replace=replace)
+    shared = Shared(forwarder)
+    resolver = Resolver(shared, forwarder.forget)
+
+    def counted() -> Counted:
+        took = forwarder.took
+        return Counted(
+            udp=shared.udp,
+            tcp=shared.tcp,
+            unanswered=forwarder.unanswered,
+            buckets=tuple(took.counts),
+            seconds=took.total,
+        )
+
+    process, listening = _begin(path, resolver, ending, counted, replace=replace)
     server = await asyncio.start_unix_server(process.serve, sock=listening)
     retrying = asyncio.create_task(process.retry(), name="retry")
     try:
@@ -183,7 +201,9 @@ async def _finish(resolver: Resolver) -> None:
                 await listener.finished.wait()
 
 
-def _begin(path: Path, resolver: Resolver, ending: asyncio.Event, *, replace: bool) -> tuple[Process, socket.socket]:
+def _begin(
+    path: Path, resolver: Resolver, ending: asyncio.Event, counted: Callable[[], Counted], *, replace: bool
+) -> tuple[Process, socket.socket]:
     """Everything the predecessor had, if there is one and it is to be replaced; and a socket for the daemon."""
     line = None
     try:
@@ -206,7 +226,7 @@ def _begin(path: Path, resolver: Resolver, ending: asyncio.Event, *, replace: bo
         handover.confirm(line)
     for listener in resolver.listeners.values():
         listener.start()
-    return Process(resolver, lock, ending), listening
+    return Process(resolver, lock, ending, counted), listening
 
 
 def _listen(path: Path) -> socket.socket:

@@ -1,6 +1,7 @@
 """The sockets of one sandbox: questions in, answers out. The hot path is `Listener._on_datagrams`.
 
 One loop serves all sandboxes. Each turn takes a bounded number of questions from a socket, so none starves the others.
+A question that others answer and that is on its way already, in the very same bytes, costs no more than a ready answer.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from random import random
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from hivemesh.dns.answer import Answers, failure
@@ -25,6 +27,12 @@ BATCH = range(16)
 """Questions taken from a UDP socket before others get their turn."""
 MOST_CONNECTIONS = 64
 """TCP connections of one sandbox. One more, and the one silent for longest is closed."""
+JOIN_FOR = 0.5
+"""Seconds for which clients may join a question on its way; then one asks anew, for there may be other servers now."""
+MOST_JOINED = 16_384
+MOST_JOINED_EACH = 4_096
+"""Clients that may have joined at once, and those of one sandbox; further ones ask for themselves, with bounds of
+their own (`hivemesh.dns.forward`)."""
 _BUFFER = 1024 * 1024  # asked of the kernel, which doubles it: some 2,000 questions that wait while we are replaced
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h; beyond net.core.rmem_max, as root may
 _BACKLOG = 128
@@ -33,6 +41,10 @@ _NO_FILES_PAUSE = 0.5  # seconds
 
 class Asks(Protocol):
     """What asks other servers (`hivemesh.dns.forward`)."""
+
+    def ready(self, query: bytes, sandbox: Sandbox) -> bytes | None:
+        """The answer over UDP if it is at hand, in no time."""
+        ...
 
     def ask(
         self, query: bytes, sandbox: Sandbox, told: Callable[[bytes | None], None], *, tcp: bool = False
@@ -49,6 +61,11 @@ class Shared:
     """What all listeners have in common."""
 
     forwarder: Asks
+    joined: int = 0
+    """Clients that joined a question on its way, and were not told its answer yet."""
+    udp: int = 0
+    tcp: int = 0
+    """Questions read."""
     log: SparingLog = field(default_factory=lambda: SparingLog(logging.getLogger("hivemesh.dns")))
 
 
@@ -89,6 +106,19 @@ def identity(netns: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+class _Crowd:
+    """Clients that asked over UDP in the very same bytes, but for the id: one answer is for all of them."""
+
+    __slots__ = ("clients", "same", "sandbox", "told", "until")
+
+    def __init__(self, sandbox: Sandbox, same: bytes, first: tuple[bytes, Any]) -> None:
+        self.sandbox = sandbox
+        self.same = same
+        self.clients = [first]  # ids and addresses
+        self.until = monotonic() + JOIN_FOR
+        self.told = False
+
+
 class Listener:
     """Serves one sandbox once started. `sandbox` and `answers` may be replaced at any time."""
 
@@ -102,6 +132,8 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._receive, self._send = sockets.udp.recvfrom, sockets.udp.sendto
         self._asked_on = 0  # questions whose answer comes from elsewhere
+        self._crowds: dict[bytes, _Crowd] = {}  # by the bytes of the question but its id: the latest
+        self._joined = 0
         self._started = self._listening = False
         self._retired = False
 
@@ -140,11 +172,14 @@ class Listener:
     # --- UDP ------------------------------------------------------------------------------------------------------
 
     def _on_datagrams(self) -> None:
-        receive, send, ready = self._receive, self._send, self.answers.ready
+        receive, send, ready, crowds = self._receive, self._send, self.answers.ready, self._crowds
+        kept = self._shared.forwarder.ready
+        read = 0
         try:
-            for _ in BATCH:
+            for read in BATCH:  # noqa: B007 - counted below
                 message, client = receive(MOST_QUERY + 1)
-                prepared = ready.get(message[2:])
+                same = message[2:]
+                prepared = ready.get(same)
                 if prepared is None:
                     prepared = self.answers.prepare(message)
                     if prepared is None:
@@ -153,16 +188,48 @@ class Listener:
                     prepared = prepared.tail(random())  # type: ignore[union-attr]
                 if prepared:
                     send(message[:2] + prepared, client)
-                elif (known := self._ask(message, partial(self._tell, client), tcp=False)) is not None:
+                elif (crowd := crowds.get(same)) is not None and self._may_join(crowd):
+                    crowd.clients.append((message[:2], client))
+                    self._joined += 1
+                    self._shared.joined += 1
+                elif (known := kept(message, self.sandbox) or self._ask_for_all(message, same, client)) is not None:
                     send(known, client)
+            read += 1
         except BlockingIOError:
             pass  # nothing more to read; or a full device: a datagram may be lost
         except OSError as error:
             self._shared.log.warning("udp", "cannot answer in sandbox %s: %s", self.sandbox.id, error)
+        self._shared.udp += read
 
-    def _tell(self, client: Any, answer: bytes) -> None:
-        with contextlib.suppress(OSError):
-            self._send(answer, client)
+    def _may_join(self, crowd: "_Crowd") -> bool:
+        return (
+            monotonic() < crowd.until
+            and crowd.sandbox is self.sandbox  # else other servers may be meant
+            and self._joined < MOST_JOINED_EACH
+            and self._shared.joined < MOST_JOINED
+        )
+
+    def _ask_for_all(self, message: bytes, same: bytes, client: Any) -> bytes | None:
+        crowd = _Crowd(self.sandbox, same, (message[:2], client))
+        known = self._ask(message, partial(self._tell_all, crowd), tcp=False)
+        if known is None and not crowd.told:
+            self._crowds[same] = crowd
+        return known
+
+    def _tell_all(self, crowd: "_Crowd", answer: bytes | None) -> None:
+        crowd.told = True
+        if self._crowds.get(crowd.same) is crowd:
+            del self._crowds[crowd.same]
+        send, clients = self._send, crowd.clients
+        tail = failure(b"\0\0" + crowd.same) if answer is None else answer[2:]
+        for ident, client in clients:
+            try:  # noqa: SIM105 - `suppress` costs as much as half of this
+                send(ident + tail, client)
+            except OSError:  # a full device, or the client is gone: as if lost on the way
+                pass
+        self._joined -= len(clients) - 1
+        self._shared.joined -= len(clients) - 1
+        self._was_told()
 
     # --- TCP ------------------------------------------------------------------------------------------------------
 
@@ -201,6 +268,7 @@ class Listener:
             self._listen(True)
 
     def _respond(self, message: bytes) -> bytes | Awaitable[bytes] | None:
+        self._shared.tcp += 1
         prepared = self.answers.ready_tcp.get(message[2:])
         if prepared is None and (prepared := self.answers.prepare(message, tcp=True)) is None:
             return None
@@ -210,9 +278,10 @@ class Listener:
             return message[:2] + prepared
         answer: asyncio.Future[bytes] = self._loop.create_future()
 
-        def tell(found: bytes) -> None:
+        def tell(found: bytes | None) -> None:
             if not answer.done():  # the connection may have been closed meanwhile
-                answer.set_result(found)
+                answer.set_result(message[:2] + failure(message) if found is None else found)
+            self._was_told()
 
         known = self._ask(message, tell, tcp=True)
         return answer if known is None else known
@@ -223,10 +292,9 @@ class Listener:
 
     # --- both -----------------------------------------------------------------------------------------------------
 
-    def _ask(self, message: bytes, tell: Callable[[bytes], None], *, tcp: bool) -> bytes | None:
-        """The answer of others, if it is known already; else `tell` gets it, or why there is none."""
+    def _ask(self, message: bytes, told: Callable[[bytes | None], None], *, tcp: bool) -> bytes | None:
+        """The answer of others, if it is known already; else `told` gets it, and ends with `_was_told`."""
         self._asked_on += 1
-        told = partial(self._told, message, tell)
         try:
             known = self._shared.forwarder.ask(message, self.sandbox, told, tcp=tcp)
         except Exception as error:
@@ -237,9 +305,8 @@ class Listener:
             self._asked_on -= 1
         return known
 
-    def _told(self, message: bytes, tell: Callable[[bytes], None], answer: bytes | None) -> None:
+    def _was_told(self) -> None:
         self._asked_on -= 1
-        tell(message[:2] + failure(message) if answer is None else answer)
         self._close_if_done()
 
     def _close_if_done(self) -> None:

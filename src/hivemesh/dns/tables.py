@@ -34,13 +34,10 @@ class Scope:
         for table in self.tables:
             if (found := table.addresses.get(name)) is not None:
                 return found
-        at = name.rfind(".")
-        while at > 0:
-            network = name[at + 1 :]
-            for table in self.tables:
-                if table.name == network and (found := table.addresses.get(name[:at])) is not None:
-                    return found
-            at = name.rfind(".", 0, at)
+        within = [table for table in self.tables if name.endswith(f".{table.name}")]
+        for table in sorted(within, key=lambda table: len(table.name)) if len(within) > 1 else within:
+            if (found := table.addresses.get(name[: -len(table.name) - 1])) is not None:
+                return found
         return None
 
     def name_of(self, packed: bytes) -> str | None:

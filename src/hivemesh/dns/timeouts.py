@@ -15,13 +15,13 @@ class Timeouts(Generic[T]):
         self._late = late
         self._due: dict[float, dict[T, float]] = {}  # by length: in the order of their moments
 
-    def add(self, waiting: T, seconds: float) -> None:
-        """Count from now."""
+    def add(self, waiting: T, seconds: float, now: float) -> None:
+        """Count from `now`, as `time.monotonic` has it."""
         queue = self._due.get(seconds)
         if queue is None:
             queue = self._due[seconds] = {}
             asyncio.get_running_loop().call_later(seconds, self._look, seconds)
-        queue[waiting] = time.monotonic() + seconds
+        queue[waiting] = now + seconds
 
     def drop(self, waiting: T, seconds: float) -> None:
         """It need not be there."""

@@ -1,8 +1,9 @@
 """One name server of others, asked by UDP and TCP from the node's namespace or from inside a sandbox.
 
 A forged answer must guess an id and one of a few source ports, both random and changing: questions leave by a small
-pool of connected sockets, each of which is replaced after a while. What comes in with another id or question is
-ignored. A server that does not answer is remembered as silent, so that those who ask next need not wait for it too.
+pool of connected sockets, one of which is drawn for each moment, and each of which is replaced after a while. What
+comes in with another id or question is ignored. A server that does not answer is remembered as silent, so that those
+who ask next need not wait for it too.
 
 Who asks is called back: futures and tasks would cost more than the question itself.
 """
@@ -34,6 +35,8 @@ REFUSES_FOR = 2.0
 PORTS = 8
 PORT_AGE = 20.0
 """Seconds after which a socket is replaced by one with another port."""
+MOMENT = 0.001
+"""Seconds for which questions leave by the socket that was drawn, so that their answers are read together."""
 IDLE = 10.0
 """Seconds without a question after which all sockets of a server are closed; they would keep a namespace alive."""
 BATCH = 64
@@ -69,13 +72,16 @@ class Server:
         self._port = port
         self._now = now
         self._ports: list[_Port] = []
+        self._drawn: _Port | None = None
+        self._draw_at = 0.0
         self._retired: set[_Port] = set()
         self._stream: _Stream | None = None
         self._dial_in_turn = asyncio.Lock()
         self.dialling: set[asyncio.Task[None]] = set()
         """Questions over TCP under way."""
         self._timeouts = Timeouts(_Waiting.late)
-        self._answered = 0
+        self.answered = 0
+        """How many answers it has given."""
         self._avoid_until = 0.0
         self._silent = False
         self._idle: asyncio.TimerHandle | None = None
@@ -84,11 +90,6 @@ class Server:
 
     def __str__(self) -> str:
         return f"{self.address}" + (" from inside the sandbox" if self._netns else "")
-
-    @property
-    def answered(self) -> int:
-        """How many answers it has given."""
-        return self._answered
 
     @property
     def avoided(self) -> bool:
@@ -104,7 +105,7 @@ class Server:
             told(Unanswered(f"{self} is no longer asked"))
             return
         patience = min(SHORT_PATIENCE, self.patience) if self._silent and others else self.patience
-        self._last_question = time.monotonic()
+        self._last_question = now = time.monotonic()
         if self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(IDLE, self._close_if_idle)
         waiting = _Waiting(self, query, end, patience, told)
@@ -114,27 +115,28 @@ class Server:
             asking.add_done_callback(self.dialling.discard)
             return
         try:
-            self._pick_port().send(waiting)
+            self._pick_port(now).send(waiting)
         except OSError as error:
             waiting.end_with(error)
         else:
-            self.wait_on(waiting, min(RESEND, patience))
+            self.wait_on(waiting, min(RESEND, patience), now)
 
     def over(self, waiting: "_Waiting", found: bytes | OSError) -> None:
         """A question has its answer, or will have none; the server's fame follows."""
         self._timeouts.drop(waiting, waiting.wait)
-        port = waiting.port
-        if self._retired and isinstance(port, _Port) and port in self._retired and not port.busy:
-            self._retired.discard(port)
-            port.close()
+        if self._retired:
+            port = waiting.port
+            if isinstance(port, _Port) and port in self._retired and not port.busy:
+                self._retired.discard(port)
+                port.close()
         if isinstance(found, bytes):
-            self._answered += 1
+            self.answered += 1
             self._silent = False
             self._avoid_until = 0.0
             waiting.told(found)
         elif isinstance(found, TimeoutError):
             # it may answer others and only this question takes long: then it is not silent
-            if self._answered == waiting.answered_before:
+            if self.answered == waiting.answered_before:
                 self._silent = True
                 self._avoid_until = self._now() + SILENT_FOR
             waiting.told(Unanswered(f"{self} did not answer within {waiting.patience:g} s"))
@@ -142,11 +144,11 @@ class Server:
             self._avoid_until = self._now() + REFUSES_FOR
             waiting.told(Unanswered(f"{self} cannot be asked: {found.strerror or found}"))
 
-    def wait_on(self, waiting: "_Waiting", seconds: float) -> None:
+    def wait_on(self, waiting: "_Waiting", seconds: float, now: float) -> None:
         """A part of its patience."""
         waiting.wait = seconds
         waiting.rest -= seconds
-        self._timeouts.add(waiting, seconds)
+        self._timeouts.add(waiting, seconds, now)
 
     def close(self) -> None:
         """Close every socket now; whoever waits gets `Unanswered`."""
@@ -160,6 +162,7 @@ class Server:
         for port in (*self._ports, *self._retired):
             port.close()
         self._ports.clear()
+        self._drawn = None
         self._retired.clear()
         if self._stream is not None:
             self._stream.close()
@@ -175,11 +178,17 @@ class Server:
 
     # --- UDP ------------------------------------------------------------------------------------------------------
 
-    def _pick_port(self) -> "_Port":
-        now = time.monotonic()
+    def _pick_port(self, now: float) -> "_Port":
+        port = self._drawn
+        if port is None or now >= self._draw_at or now >= port.until:
+            port = self._drawn = self._draw_port(now)
+            self._draw_at = now + MOMENT
+        return port
+
+    def _draw_port(self, now: float) -> "_Port":
         if not self._ports:
             self._ports = self._open_ports(PORTS, now)
-        index = _luck.draw(1)[0] % len(self._ports)
+        index = _luck.draw() % len(self._ports)
         port = self._ports[index]
         if now >= port.until:
             (fresh,) = self._open_ports(1, now)
@@ -264,17 +273,16 @@ class Server:
 
 
 class _Luck:
-    """Random bytes of the kernel, fetched many at once: a call for each costs as much as half a question."""
+    """Random numbers of the kernel, fetched many at once: a call for each costs as much as half a question."""
 
     def __init__(self) -> None:
-        self._bytes, self._at = b"", 0
+        self._numbers: list[int] = []
 
-    def draw(self, count: int) -> bytes:
-        at = self._at
-        if at + count > len(self._bytes):
-            self._bytes, at = os.urandom(1024), 0
-        self._at = at + count
-        return self._bytes[at : self._at]
+    def draw(self) -> int:
+        """16 bits."""
+        if not self._numbers:
+            self._numbers = memoryview(os.urandom(1024)).cast("H").tolist()
+        return self._numbers.pop()
 
 
 _luck = _Luck()
@@ -303,7 +311,7 @@ class _Waiting:
         """Sent once more after a while, and given up in the end."""
         if self.rest > 0 and isinstance(self.port, _Port):
             self.port.send_again(self)
-            self._server.wait_on(self, self.rest)
+            self._server.wait_on(self, self.rest, time.monotonic())
         else:
             self.end_with(TimeoutError())
 
@@ -330,7 +338,7 @@ class _Questions:
         """Give it an id. Raises `OSError`: there are too many."""
         if len(self._waiting) > 32768:
             raise OSError("too many questions are unanswered")
-        while (ident := int.from_bytes(_luck.draw(2))) in self._waiting:
+        while (ident := _luck.draw()) in self._waiting:
             pass
         waiting.id = ident
         waiting.packet = ident.to_bytes(2) + waiting.packet[2:]
@@ -388,6 +396,8 @@ class _Port(_Questions):
                 self.fail(error)
                 return
             self.arrived(message)
+            if not self._waiting:
+                return  # nothing more is expected, and a look that finds nothing costs as much as one that does
 
     def close(self) -> None:
         if self._sock.fileno() >= 0:

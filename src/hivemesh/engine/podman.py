@@ -58,6 +58,9 @@ log = logging.getLogger("hivemesh.engine")
 LOCAL_ONLY = "localhost/"
 """Podman's name for images made on this machine: no registry has them, and asking for one takes seconds."""
 ATTEMPTS = 4
+REMOVALS = 5
+IMPROPER = "container state improper"
+"""Podman's word for a container that has ended and is still being tidied up: a moment later it can be removed."""
 PARALLEL_STARTS = 4
 """Starting is work for the processor (runc, conmon); more at once only makes each of them later."""
 EXIT_TIMEOUT = 15.0
@@ -207,7 +210,14 @@ class PodmanEngine:
 
     async def remove(self, container: str) -> None:
         query = {"force": "true", "v": "true", "timeout": "0"}
-        await self._call("DELETE", f"/containers/{container}", query=query, fine=(404,))
+        for attempt in range(1, REMOVALS + 1):
+            try:
+                await self._call("DELETE", f"/containers/{container}", query=query, fine=(404,))
+                break
+            except EngineError as error:
+                if IMPROPER not in str(error) or attempt == REMOVALS:
+                    raise
+            await asyncio.sleep(0.1 * attempt)
         self._processes.forget(container)
 
     async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:

@@ -66,7 +66,7 @@ class Edit:
 
 def edit(chain: Forwarding, bridges: Collection[str]) -> Edit:
     """What lets our bridges pass. Pure; a chain that ends by letting all pass needs nothing."""
-    end = next((n for n, rule in enumerate(chain.rules) if _ends(chain, rule)), None)
+    end = next((n for n, rule in enumerate(chain.rules) if ends(chain, rule)), None)
     stops = end is not None or chain.policy == "drop"
     wanted = [(way, bridge) for bridge in sorted(bridges) for way in ("in", "out")] if stops else []
     present, wrong = set[Way](), list[Rule]()
@@ -80,7 +80,7 @@ def edit(chain: Forwarding, bridges: Collection[str]) -> Edit:
     return Edit(remove=tuple(wrong), missing=tuple(way for way in wanted if way not in present), before=end)
 
 
-def _ends(chain: Forwarding, rule: Rule, depth: int = 0) -> bool:
+def ends(chain: Forwarding, rule: Rule, depth: int = 0) -> bool:
     """Whether no packet gets past the rule, but for those that an earlier rule there let through or dropped."""
     if not rule.always:
         return False
@@ -89,7 +89,7 @@ def _ends(chain: Forwarding, rule: Rule, depth: int = 0) -> bool:
     if rule.verdict != "jump" or depth > _DEEPEST:
         return False
     for inner in chain.chains(rule.target):
-        if _ends(chain, inner, depth + 1):
+        if ends(chain, inner, depth + 1):
             return True
         if inner.always and inner.verdict in ("accept", "return"):
             return False
@@ -104,7 +104,7 @@ def state() -> tuple[object, ...]:
 
     Costs one question to the kernel.
     """
-    return (nft.generation(HOST), *((object(),) if _legacy_commands() else ()))
+    return (nft.generation(HOST), *((object(),) if legacy_commands() else ()))
 
 
 def let_pass(bridges: Collection[str]) -> list[str]:
@@ -112,7 +112,7 @@ def let_pass(bridges: Collection[str]) -> list[str]:
 
     Returns where something was added. Raises `Unavailable` when they cannot be read or changed.
     """
-    return [*_nft(bridges), *(where for command in _legacy_commands() for where in _iptables(command, bridges))]
+    return [*_nft(bridges), *(where for command in legacy_commands() for where in _iptables(command, bridges))]
 
 
 # --- nftables ---------------------------------------------------------------------------------------------------------
@@ -126,13 +126,13 @@ def _nft(bridges: Collection[str]) -> list[str]:
             "other tables of nftables are on this machine, and `nft` to look at them is missing: install it"
         )
     found, script = [], []
-    for entry in _listed("chains"):
+    for entry in listed("chains"):
         chain = entry.get("chain", {})
         family, table, name = (str(chain.get(key, "")) for key in ("family", "table", "name"))
         if chain.get("hook") != "forward" or family not in _FAMILIES or table == OURS:
             continue
         prefix = f"{family} {table}"
-        read = _reader(prefix)
+        read = reader(prefix)
         theirs = Forwarding(
             where=f"table {prefix}, chain {name}", policy=chain.get("policy", "accept"), rules=read(name), chains=read
         )
@@ -147,31 +147,32 @@ def _nft(bridges: Collection[str]) -> list[str]:
             )
         found += [theirs.where] if change.missing else []
     if script:
-        _run(["nft", "-f", "-"], "\n".join(script))
+        run(["nft", "-f", "-"], "\n".join(script))
     return found
 
 
-def _reader(prefix: str) -> Callable[[str], Sequence[Rule]]:
+def reader(prefix: str) -> Callable[[str], Sequence[Rule]]:
     """The rules of chains of one table, each read once."""
     known: dict[str, Sequence[Rule]] = {}
 
     def read(chain: str) -> Sequence[Rule]:
         if chain not in known:
-            entries = _listed("chain", *prefix.split(), chain)
+            entries = listed("chain", *prefix.split(), chain)
             known[chain] = [_nft_rule(entry["rule"]) for entry in entries if "rule" in entry]
         return known[chain]
 
     return read
 
 
-def _listed(*what: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(_run(["nft", "-j", "list", *what]))["nftables"]
+def listed(*what: str) -> list[dict[str, Any]]:
+    """What `nft -j list` says. Raises `Unavailable`."""
+    found: list[dict[str, Any]] = json.loads(run(["nft", "-j", "list", *what]))["nftables"]
     return found
 
 
 def _nft_rule(rule: Mapping[str, Any]) -> Rule:
     parts = [e for e in rule["expr"] if not e.keys() & {"counter", "log"} and not _is_comment(e)]
-    verdict, target = _verdict(parts[-1]) if parts else ("", "")
+    verdict, target = verdict_of(parts[-1]) if parts else ("", "")
     ours = None
     if rule.get("comment") == OURS and len(parts) == 2 and "match" in parts[0]:
         key, bridge = parts[0]["match"]["left"].get("meta", {}).get("key"), parts[0]["match"]["right"]
@@ -184,7 +185,8 @@ def _is_comment(expression: Mapping[str, Any]) -> bool:
     return isinstance(xt, dict) and xt.get("name") == "comment"
 
 
-def _verdict(expression: Mapping[str, Any]) -> tuple[str, str]:
+def verdict_of(expression: Mapping[str, Any]) -> tuple[str, str]:
+    """Of one expression of a rule, as `nft -j` lists it: see `Rule`."""
     xt = expression.get("xt")
     if expression.keys() & {"drop", "reject"} or (isinstance(xt, dict) and xt.get("name") in ("REJECT", "DROP")):
         return "stop", ""
@@ -200,7 +202,7 @@ def _verdict(expression: Mapping[str, Any]) -> tuple[str, str]:
 # --- iptables-legacy --------------------------------------------------------------------------------------------------
 
 
-def _legacy_commands() -> list[str]:
+def legacy_commands() -> list[str]:
     """Those whose filter table is in the kernel: asking by the command itself would put it there."""
     found = []
     for command, names in LEGACY.items():
@@ -214,7 +216,7 @@ def _legacy_commands() -> list[str]:
 
 
 def _iptables(command: str, bridges: Collection[str]) -> list[str]:
-    policy, chains = legacy_chains(_run([command, "-w", "2", "-S"]).splitlines())
+    policy, chains = legacy_chains(run([command, "-w", "2", "-S"]).splitlines())
     theirs = Forwarding(
         where=f"{command}, chain FORWARD",
         policy=policy,
@@ -228,10 +230,10 @@ def _iptables(command: str, bridges: Collection[str]) -> list[str]:
         place -= sum(theirs.rules.index(rule) < place for rule in change.remove)
     for rule in change.remove:
         assert rule.ours is not None
-        _run([command, "-w", "2", "-D", "FORWARD", *_legacy_match(rule.ours)])
+        run([command, "-w", "2", "-D", "FORWARD", *_legacy_match(rule.ours)])
     for number, way in enumerate(change.missing):
         where = ["-A", "FORWARD"] if place is None else ["-I", "FORWARD", str(place + number + 1)]
-        _run([command, "-w", "2", *where, *_legacy_match(way)])
+        run([command, "-w", "2", *where, *_legacy_match(way)])
     return [theirs.where] if change.missing else []
 
 
@@ -262,7 +264,8 @@ def _legacy_rule(words: Sequence[str]) -> Rule:
     return Rule(ours=ours, always=jump == 0, verdict=verdict, target=target if verdict == "jump" else "")
 
 
-def _run(command: Sequence[str], text: str = "") -> str:
+def run(command: Sequence[str], text: str = "") -> str:
+    """What a firewall's tool prints. Raises `Unavailable` with its words."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

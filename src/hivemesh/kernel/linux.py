@@ -69,6 +69,10 @@ class Linux:
     def table_differences(self, namespace: str, table: Table) -> list[str]:
         return nft.differences(namespace, table)
 
+    def table_loses(self, namespace: str, table: Table) -> bool:
+        """Whether the table has anything that `ensure_table` would take away."""
+        return nft.loses(namespace, table)
+
     # --- IPVS
 
     def ensure_ipvs(

@@ -25,6 +25,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 R = TypeVar("R")
 
+_reserved: set[str] = set()
+"""Names whose place an empty file of ours holds: no left-overs."""
+
 
 def _checked(result: int, what: str) -> None:
     if result:
@@ -83,6 +86,18 @@ def names() -> list[str]:
         return sorted(name for name in os.listdir(NETNS_DIR) if _is_namespace(name))
     except FileNotFoundError:
         return []
+
+
+def leftovers() -> list[str]:
+    """Names that stand for nothing: whoever made or removed the namespace ended half-way, or is just doing it."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in set(os.listdir(NETNS_DIR)) - _reserved:
+            with contextlib.suppress(FileNotFoundError):
+                look = os.stat(path(name))
+                if stat.S_ISREG(look.st_mode) and not look.st_size and not _is_namespace(name):
+                    found.append(name)
+    return sorted(found)
 
 
 def call_inside(name: str, work: Callable[[], R]) -> R:
@@ -157,11 +172,13 @@ def reserved(name: str) -> Iterator[str]:
     An empty file holds its place; whoever makes the namespace meanwhile mounts it there.
     """
     _share_directory()
+    _reserved.add(name)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
     try:
         yield path(name)
     finally:
+        _reserved.discard(name)
         if not _is_namespace(name):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path(name))

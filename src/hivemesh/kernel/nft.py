@@ -8,6 +8,7 @@ value is what the kernel holds, so nothing is dumped. And a transaction names th
 somebody else commits in between, the kernel refuses it and we read again.
 """
 
+import contextlib
 import errno
 import os
 import select
@@ -263,6 +264,46 @@ def tables(namespace: str) -> set[tuple[str, str]]:
     raise OSError(errno.EAGAIN, "somebody else keeps changing the ruleset")
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a table of ours has counted."""
+
+    elements: dict[str, dict[bytes, tuple[wire.Counted, str]]]
+    """By map and key: the counter, and the chain a verdict map leads to."""
+    rules: list[tuple[str, str, wire.Counted]]
+    """Chain, comment and counter of each rule that counts."""
+
+
+def counters(namespace: str, family: str, table: str, maps: Sequence[str]) -> Counters:
+    """Of those maps, and of all rules. Nothing where there is no such table or map, or where none of ours was made yet:
+    this opens no namespace. Raises `OSError`."""
+    with _doors_lock:
+        door = _doors.get(namespace)
+    if door is None:
+        return Counters({}, [])
+    number = wire.FAMILY[family]
+    with door.lock:
+        for _ in range(_ATTEMPTS):
+            found = Counters({}, [])
+            try:
+                if (family, table) not in door.tables():
+                    return found
+                for body in door.dump(wire.GETRULE, number, table):
+                    name, chain, rule = wire.parse_rule(body)
+                    counted = wire.counter_of(rule)
+                    if name == table and counted is not None:
+                        found.rules.append((chain, rule.comment, counted))
+                for name in maps:
+                    parts = door.dump(wire.GETSETELEM, number, table, name)
+                    found.elements[name] = {k: (c, to) for part in parts for k, c, to in wire.parse_counters(part)}
+            except _Raced:
+                continue
+            except FileNotFoundError:  # a map of another version
+                return found
+            return found
+    raise OSError(errno.EAGAIN, f"table {table}: somebody else keeps changing the ruleset")
+
+
 def generation(namespace: str) -> int:
     """The number that every change of any table in the namespace moves on, whoever makes it. Raises `OSError`."""
     door = _door(namespace)
@@ -272,15 +313,21 @@ def generation(namespace: str) -> int:
 
 def differences(namespace: str, table: Table) -> list[str]:
     """What the kernel lacks or has too much, read from the kernel whatever we remember; [] means equal."""
+    steps = dict.fromkeys(change.what for change in _way_to(namespace, table))  # each once, in order
+    return [f"nft {table.family} {table.name}: {step}" for step in steps]
+
+
+def loses(namespace: str, table: Table) -> bool:
+    """Whether making the kernel equal would take something out of the table, or replace it."""
+    return any(change.kind in wire.DELETIONS for change in _way_to(namespace, table))
+
+
+def _way_to(namespace: str, table: Table) -> list[wire.Message]:
     door = _door(namespace)
     with door.lock:
         for _ in range(_ATTEMPTS):
-            try:
-                actual = door.read(table.family, table.name)
-            except _Raced:
-                continue
-            steps = dict.fromkeys(change.what for change in _changes(actual, table))  # each once, in order
-            return [f"nft {table.family} {table.name}: {step}" for step in steps]
+            with contextlib.suppress(_Raced):
+                return list(_changes(door.read(table.family, table.name), table))
     raise OSError(errno.EAGAIN, f"table {table.name}: somebody else keeps changing the ruleset")
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hivemesh.kernel.sockets import NETNS_DIR, close_netlink, open_netlink
+from hivemesh.model.addr import Address
 from hivemesh.wire import rtnetlink as wire
 from hivemesh.wire.netlink import ACK, DONE, DUMP_INTERRUPTED, ERROR, Message, error_of, pack, replies
 
@@ -137,6 +138,15 @@ class Rtnl:
         """Every link by name."""
         return {link.name: link for link in self._dump(wire.links_question(), wire.NEWLINK, wire.parse_link)}
 
+    def traffic(self) -> dict[str, wire.TrafficSeen]:
+        """What each link has carried, by name."""
+        return dict(self._dump(wire.traffic_question(), wire.NEWLINK, wire.parse_traffic))
+
+    def counters(self) -> dict[int, tuple[int, int]]:
+        """Bytes that each link has received and sent, by index: cheap enough to ask for each second."""
+        found = self._dump(wire.counters_question(), wire.NEWSTATS, wire.parse_counters)
+        return {index: (received, sent) for index, received, sent in found}
+
     def link(self, name: str) -> wire.LinkSeen | None:
         """One link, whatever the number of others."""
         try:
@@ -158,6 +168,10 @@ class Rtnl:
             with contextlib.suppress(FileNotFoundError):
                 found += self._dump(wire.routes_question(family), wire.NEWROUTE, wire.parse_route)
         return [route for route in found if route.protocol == wire.ROUTE_PROTOCOL]
+
+    def way_to(self, destination: Address) -> int:
+        """The index of the link by which the kernel would send there. Raises `OSError` where it would not."""
+        return self._dump(wire.route_question(destination), wire.NEWROUTE, wire.parse_route)[0].index
 
     def rules(self) -> list[wire.RuleSeen]:
         """Of IPv4 and IPv6."""

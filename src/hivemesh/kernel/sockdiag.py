@@ -15,9 +15,9 @@ import struct
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from hivemesh.kernel.sockets import NETNS_DIR, close_netlink, inside, open_netlink
+from hivemesh.kernel.sockets import NETNS_DIR, close_netlink, dumped, inside, open_netlink
 from hivemesh.model.addr import Address, Prefix
-from hivemesh.wire.netlink import ACK, DONE, DUMP, ERROR, error_of, pack, replies
+from hivemesh.wire.netlink import ACK, error_of, pack, replies
 
 _NETLINK_SOCK_DIAG, _BY_FAMILY, _DESTROY = 4, 20, 21
 _ESTABLISHED_OR_ASKING = 1 << 1 | 1 << 2  # TCP_ESTABLISHED, TCP_SYN_SENT
@@ -76,20 +76,14 @@ def _request(family: int, states: int, identity: bytes) -> bytes:
 
 
 def _find(sock: socket.socket, family: int, is_doomed: Callable[[Address], bool]) -> list[bytes]:
-    sock.send(pack(_BY_FAMILY, DUMP, 1, _request(family, _ESTABLISHED_OR_ASKING, bytes(_IDENTITY_LENGTH))))
-    found: list[bytes] = []
-    while True:
-        for reply in replies(sock.recv(1 << 18)):
-            if reply.kind == DONE:
-                return found
-            if reply.kind == ERROR:
-                code, words = error_of(reply)
-                if code in _NOT_HERE:
-                    return []
-                raise OSError(code, words or os.strerror(code))
-            identity = reply.body[_IDENTITY_AT : _IDENTITY_AT + _IDENTITY_LENGTH]
-            if is_doomed(_remote(family, identity)):
-                found.append(identity)
+    request = _request(family, _ESTABLISHED_OR_ASKING, bytes(_IDENTITY_LENGTH))
+    try:
+        listed = [body[_IDENTITY_AT : _IDENTITY_AT + _IDENTITY_LENGTH] for body in dumped(sock, _BY_FAMILY, request)]
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return []
+        raise
+    return [identity for identity in listed if is_doomed(_remote(family, identity))]
 
 
 def _remote(family: int, identity: bytes) -> Address:

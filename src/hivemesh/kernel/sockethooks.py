@@ -35,10 +35,12 @@ from hivemesh.wire.sockaddr import (
     MAPS,
     MEMBERS,
     SLOTS,
+    address_of,
     cookie_of,
     entry,
     entry_key,
     group_of,
+    led_by,
     member_key,
     packed,
     program,
@@ -332,6 +334,19 @@ class SocketHooks:
         self._too_many.add(cookie)
         for group in [group for group in self._slots if not self._users[group]]:
             self._drop_group(group)
+
+    def counted(self) -> list[tuple[str, Address, int]]:
+        """Namespace, virtual address, and how many sockets were led from there to a backend since the entry was made
+        (or changed). Raises `OSError`."""
+        with self._lock:
+            if not self._maps:
+                return []
+            names = {cookie: name for name, cookie in self._cookies.items()}
+            return [
+                (names[cookie_of(key)], address_of(key), led_by(value))
+                for key, value in self._maps[ENTRIES].items()
+                if cookie_of(key) in names
+            ]
 
     def forget(self, namespace: str) -> None:
         """The namespace goes, or is gone."""

@@ -5,8 +5,10 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
+
+from hivemesh.wire.netlink import DONE, DUMP, ERROR, error_of, pack, replies
 
 NETNS_DIR = "/run/netns"
 """Where `ip netns` pins namespaces."""
@@ -81,3 +83,16 @@ def close_netlink(sock: socket.socket) -> None:
     """Close a socket of `open_netlink` and forget its port id."""
     own_ports.discard(sock.getsockname()[0])
     sock.close()
+
+
+def dumped(sock: socket.socket, kind: int, request: bytes) -> Iterator[bytes]:
+    """The bodies of all that the kernel lists for `request`. Raises `OSError` with the kernel's errno and words."""
+    sock.send(pack(kind, DUMP, 1, request))
+    while True:
+        for reply in replies(sock.recv(1 << 20)):
+            if reply.kind == DONE:
+                return
+            if reply.kind == ERROR:
+                code, words = error_of(reply)
+                raise OSError(code, words or os.strerror(code))
+            yield reply.body

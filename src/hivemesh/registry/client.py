@@ -7,9 +7,9 @@ for these. The answer to `HEAD` carries the digest; the body is read too, since 
 import hashlib
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -33,6 +33,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 LARGEST = 4 << 20
 """Bytes of a manifest (the specification's limit) or of an image's configuration."""
 CLIENT_ID = "hivemesh"
+T = TypeVar("T")
 PLATFORM = ("architecture", "os", "os.version", "os.features", "variant")
 
 
@@ -55,20 +56,29 @@ class Registries:
 
     async def describe(self, reference: Reference, auth: RegistryAuth) -> Image:
         """Raises `NotFound`, `Unauthorized` or `Unavailable`."""
+        return await self._ask(reference, auth, f"about {reference}", _Conversation.describe)
+
+    async def login(self, domain: str, auth: RegistryAuth) -> None:
+        """Returns when the registry lets in who shows `auth`. Raises `Unauthorized` or `Unavailable`."""
+        await self._ask(Reference(domain, ""), auth, f"who {auth.username!r} is", _Conversation.enter)
+
+    async def _ask(
+        self, reference: Reference, auth: RegistryAuth, what: str, ask: Callable[["_Conversation"], Awaitable[T]]
+    ) -> T:
         schemes = ("https", "http") if is_insecure(reference.domain) else ("https",)
         failures: list[str] = []
         for scheme in schemes:
             connector = aiohttp.TCPConnector(ssl=_unverified() if len(schemes) > 1 else True)
             async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector, trust_env=True) as http:
                 try:
-                    return await _Conversation(http, scheme, reference, auth).describe()
+                    return await ask(_Conversation(http, scheme, reference, auth))
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     failures.append(_words(error))
-        raise Unavailable(f"cannot ask the registry {reference.domain} about {reference}: {'; '.join(failures)}")
+        raise Unavailable(f"cannot ask the registry {reference.domain} {what}: {'; '.join(failures)}")
 
 
 class _Conversation:
-    """About one image."""
+    """About one image, or with an empty path about who may come in."""
 
     def __init__(self, http: aiohttp.ClientSession, scheme: str, reference: Reference, auth: RegistryAuth) -> None:
         self._http = http
@@ -92,6 +102,9 @@ class _Conversation:
             raise Unavailable(f"the registry {self._reference.domain} answers with {kind}, which is no image")
         return Image(kind, digest, len(data), tuple(_platform(found) for found in platforms if found))
 
+    async def enter(self) -> None:
+        await self._get("", {})
+
     async def _get(self, path: str, headers: Mapping[str, str]) -> tuple[Mapping[str, str], bytes]:
         for attempt in (1, 2):
             async with self._http.get(self._base + path, headers={**headers, **self._headers}) as response:
@@ -106,6 +119,11 @@ class _Conversation:
 
     def _refusal(self, status: int, data: bytes) -> HivemeshError:
         words = "; ".join(str(entry.get("message", "")) for entry in _decoded(data).get("errors", ()) or ())
+        if status in (401, 403) and not self._reference.path:
+            return Unauthorized(
+                f"unauthorized: the registry {self._reference.domain} does not let {self._auth.username!r} in"
+                + (f": {words}" if words else ": check the name, and the password or token")
+            )
         if status in (401, 403):
             return Unauthorized(f"the registry does not give {self._reference}: {words or 'it wants a login'}")
         if status == 404:
@@ -132,8 +150,9 @@ class _Conversation:
         realm = asked.get("realm", "")
         if urlsplit(realm).scheme != "https" and not self._base.startswith("http://"):
             raise Unavailable(f"the registry {self._reference.domain} names {realm!r} for logins, which is not HTTPS")
-        scope = asked.get("scope") or f"repository:{self._reference.path}:pull"
-        parameters = {"service": asked.get("service", ""), "scope": scope, "client_id": CLIENT_ID}
+        path = self._reference.path
+        scope = asked.get("scope") or (f"repository:{path}:pull" if path else "")
+        parameters = {"service": asked.get("service", ""), "client_id": CLIENT_ID} | ({"scope": scope} if scope else {})
         if self._auth.identitytoken:
             form = parameters | {"grant_type": "refresh_token", "refresh_token": self._auth.identitytoken}
             request = self._http.post(realm, data=form)

@@ -16,6 +16,7 @@ _FORM = re.compile(
     r"(?:@(?P<digest>[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9a-f]{32,}))?"
 )
 LONGEST = 255
+_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,34 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.domain}/{self.path}{tag}{f'@{self.digest}' if self.digest else ''}"
+
+
+def familiar(text: str) -> str:
+    """As Docker's clients write a name into a service: short where Docker's own registry is meant, and with a tag.
+
+    What is no name stays as it is, for somebody else to refuse; so does the id of an image.
+    """
+    try:
+        found = parse(text)
+    except Invalid:
+        return text
+    if _ID.fullmatch(text):
+        return text
+    tag = found.tag or ("" if found.digest else "latest")
+    prefix = "" if found.domain == DEFAULT_DOMAIN else f"{found.domain}/"
+    path = found.path.removeprefix(f"{OFFICIAL}/") if not prefix else found.path
+    return f"{prefix}{path}{f':{tag}' if tag else ''}{f'@{found.digest}' if found.digest else ''}"
+
+
+def registry_of(address: str) -> str:
+    """The registry that a client means by a server's address, which may be empty or a URL. Raises `Invalid`."""
+    domain = address.strip().partition("://")[2] or address.strip()
+    domain = domain.partition("/")[0]
+    if domain in ("", "index.docker.io", "registry-1.docker.io"):
+        return DEFAULT_DOMAIN
+    if not _FORM.fullmatch(f"{domain}/x"):
+        raise Invalid(f"invalid registry {address!r}: expected a host name, with a port if it is not 443")
+    return domain
 
 
 def parse(text: str) -> Reference:

@@ -14,13 +14,16 @@ Its connections end with their destination, so UDP, which knows no end, has serv
 at once, and a client that keeps sending moves on; those of TCP and SCTP stay until their connections have ended.
 """
 
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
 
 from hivemesh.dataplane.balancer.api import Balanced, Part, Published, Target, Virtual
 from hivemesh.kernel.api import Destination, VirtualService
+from hivemesh.model.addr import Address
 from hivemesh.model.service import Scheduler
 from hivemesh.wire.nft import (
     DROP,
@@ -39,6 +42,7 @@ from hivemesh.wire.nft import (
     Rule,
     Table,
     cmp,
+    counter,
     dnat,
     fib_type,
     host_u32,
@@ -62,6 +66,8 @@ from hivemesh.wire.nft import (
 )
 
 TABLE = "hivemesh-ipvs"
+REFUSED = "refused"
+"""The sets of all virtual addresses, by version, that count what IPVS had no backend for."""
 SYSCTLS: Mapping[str, str] = {
     "net/ipv4/vs/conntrack": "0",
     # a client's port that is used again is a new connection, not one with whoever had it before
@@ -80,6 +86,9 @@ _SCHEDULERS: Mapping[Scheduler, tuple[str, int]] = {
 }
 _FAMILIES = ((4, IPV4, AF_INET, "ipv4_addr"), (6, IPV6, AF_INET6, "ipv6_addr"))
 _RAW, _BEHIND_IPVS_FORWARD, _BEHIND_IPVS_OUTPUT = -300, 200, -50  # IPVS: 99 and 100 in forward, -99 and -98 in output
+
+_MARKS = ("streams4", "streams6", "udp4", "udp6")
+"""Maps of a sandbox's table: virtual address to mark."""
 
 Elements = dict[bytes, "bytes | Goto | None"]
 
@@ -134,6 +143,8 @@ class Ipvs:
                 maps.append(Map(name=name, key=(kind,), value=("mark",), elements=marks.get(name, {})))
             maps.append(Map(name=f"first{number}", key=(kind,), value=(kind,), elements=first[number]))
             maps.append(Map(name=f"backends{number}", key=(kind,), elements=backends[number]))
+            everyone = dict.fromkeys(marks.get(f"streams{number}", {}))
+            maps.append(Map(name=f"{REFUSED}{number}", key=(kind,), elements=everyone, counts=True))
         table = Table(family="inet", name=TABLE, chains=_VIP_CHAINS, maps=tuple(maps))
         return Part(tables=(table,), sysctls=SYSCTLS, ipvs=tuple(services))
 
@@ -141,6 +152,17 @@ class Ipvs:
 def port_mark(protocol: str, port: int) -> int:
     """Of both families: IPVS tells them apart."""
     return PROTOCOL_NUMBERS[protocol] << 16 | port
+
+
+def vip_marks(table: Table) -> dict[int, Address]:
+    """Which virtual address each mark of a sandbox's table stands for."""
+    return {
+        int.from_bytes(mark, sys.byteorder): ip_address(key)
+        for found in table.maps
+        if found.name in _MARKS
+        for key, mark in found.elements.items()
+        if isinstance(mark, bytes) and any(mark)
+    }
 
 
 def _element(entry: Balanced, mark: int) -> bytes:
@@ -195,7 +217,7 @@ def _mesh_chains(outside: str, overlay: str) -> tuple[Chain, ...]:
     back: tuple[Expr, ...] = (*match_iifname(overlay), *load_source_port, lookup("ports", 0, 0))
     beginning = Rule(
         # what IPVS knows has this sandbox's own address as its source by now
-        exprs=(*back, fib_type("saddr"), cmp(host_u32(RTN_LOCAL), equal=False), verdict(DROP)),
+        exprs=(*back, fib_type("saddr"), cmp(host_u32(RTN_LOCAL), equal=False), counter(), verdict(DROP)),
         comment="connections do not begin on the overlay",
     )
     return (
@@ -207,7 +229,6 @@ def _mesh_chains(outside: str, overlay: str) -> tuple[Chain, ...]:
 def _vip_chains() -> tuple[Chain, ...]:
     out, back, others, behind = [], [], [], []
     for version, family, _, _ in _FAMILIES:
-        length = 1 if version == 4 else 4
         daddr = (*match_nfproto(family), load_destination(version))
         streams = (meta("l4proto"), lookup("protocols"))
         for proto, name in ((streams, "streams"), (match_l4proto(UDP), "udp")):
@@ -215,7 +236,7 @@ def _vip_chains() -> tuple[Chain, ...]:
             saddr = (*match_nfproto(family), load_source(version))
             back.append(Rule(exprs=(*proto, *saddr, lookup(f"backends{version}"), notrack())))
         others.append(Rule(exprs=(*daddr, lookup(f"first{version}", 0, 0), dnat(family, 0))))
-        untranslated = (*daddr, lookup(f"streams{version}", 0, length))
+        untranslated = (*daddr, lookup(f"{REFUSED}{version}"))
         behind.append(Rule(exprs=(*match_l4proto(TCP), *untranslated, reset()), comment="no backend"))
         behind.append(Rule(exprs=(*untranslated, unreachable()), comment="no backend"))
     # IPVS keeps the route towards the virtual address also when it leads a connection back to this very sandbox. A

@@ -9,6 +9,8 @@ Every entry counts for itself: a counter shared by services of equal size resona
 same slot). IPv4 and IPv6 count apart for the same reason. The rules of a nat chain are looked at once per connection;
 what follows is conntrack's. The slot stays in the connection's mark, where `conntrack -L` shows it.
 
+Elements of vips4 and vips6 count the connections that begin there: to backends, or refused.
+
 What varies is elements of maps; chains and rules change with the number of slots only. All fragments are kept, so that
 a change of one among many entries builds one, and comparing two tables is mostly comparing identities.
 """
@@ -38,6 +40,7 @@ from hivemesh.wire.nft import (
     Map,
     Rule,
     Table,
+    counter,
     ct,
     ct_set,
     dnat,
@@ -116,7 +119,9 @@ class Nftables:
                 backends[version].update(elements)
         maps: list[Map] = []
         for family, _, name, kind in _FAMILIES:
-            maps.append(Map(name=f"vips{family}", key=(kind,), value=("verdict",), elements=entries[family]))
+            maps.append(
+                Map(name=f"vips{family}", key=(kind,), value=("verdict",), elements=entries[family], counts=True)
+            )
             maps.append(Map(name=name, key=(kind, "mark"), value=(kind,), elements=backends[family]))
         table = Table(family="inet", name=VIP_TABLE, chains=(_VIP_OUTPUT, _REFUSE, *chains), maps=tuple(maps))
         return Part(tables=(table,))
@@ -218,7 +223,9 @@ def _mesh_prerouting(outside: str, overlay: str) -> Chain:
     from_overlay = [
         Rule(exprs=(*match_iifname(overlay), *match_l4proto(protocol), verdict(ACCEPT))) for protocol in (ICMP, ICMPV6)
     ]
-    refuse = Rule(exprs=(*match_iifname(overlay), verdict(DROP)), comment="connections do not begin on the overlay")
+    refuse = Rule(
+        exprs=(*match_iifname(overlay), counter(), verdict(DROP)), comment="connections do not begin on the overlay"
+    )
     hook = Hook(type="nat", hook="prerouting", priority=-100)
     return Chain(name="prerouting", hook=hook, rules=(into, *from_overlay, refuse))
 

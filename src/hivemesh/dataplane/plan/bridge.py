@@ -112,11 +112,20 @@ def way_out(task: Task, local: Locals, version: int, *, bridges: bool = False) -
     return found
 
 
-def ports_of(task: Task, local: Locals, lease: tuple[IPv4Address, IPv6Address] | None) -> tuple[ContainerPort, ...]:
-    """What `task` publishes here. `lease`: its addresses on the gateway bridge, for what no bridge of this node has."""
-    four, six = (way_out(task, local, version, bridges=True) for version in (4, 6))
+def asked_at(
+    task: Task, local: Locals, lease: tuple[IPv4Address, IPv6Address] | None, *, bridges: bool = False
+) -> tuple[IPv4Address | None, IPv6Address | None]:
+    """Its addresses on its ways out, from which its servers answer; `lease`: those on the gateway bridge."""
+    four, six = (way_out(task, local, version, bridges=bridges) for version in (4, 6))
     v4 = first_v4(four.attachment.addresses) if four else lease[0] if lease else None
     v6 = first_v6(six.attachment.addresses) if six else lease[1] if lease else None
+    return v4, v6
+
+
+def ports_of(task: Task, local: Locals, lease: tuple[IPv4Address, IPv6Address] | None) -> tuple[ContainerPort, ...]:
+    """What `task` publishes here. `lease`: its addresses on the gateway bridge, for what no bridge of this node has."""
+    v4, v6 = asked_at(task, local, lease, bridges=True)
+    four = way_out(task, local, 4, bridges=True)
     binding = four.network.binding if four else None
     return tuple(
         ContainerPort(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+from hivemesh.config import Counts
 from hivemesh.dataplane.balancer.engines import BASE, Engine
 from hivemesh.model.addr import Address
 from hivemesh.model.network import VXLAN_OVERHEAD
@@ -36,6 +37,9 @@ class HostFacts:
 
     sockets: bool = False
     """Sockets are led to backends as they connect (`balancer/sockets.py`); nftables does the rest."""
+
+    counts: Counts = "bytes"
+    """What is counted of published ports (`traffic.py`)."""
 
     @property
     def in_swarm(self) -> bool:

@@ -25,6 +25,7 @@ from hivemesh.wire.nft import (
     Table,
     bits,
     cmp,
+    counter,
     dnat,
     immediate,
     load_destination,
@@ -49,6 +50,8 @@ from hivemesh.wire.nft import (
 
 LOOPBACK6 = IPv6Network("::1/128")
 LOCAL_TABLE = 255
+HOST_PORTS = "host_ports"
+"""The maps, by version: protocol and port to an address and the port there."""
 
 _KEY = ("inet_proto", "inet_service")
 _BEFORE_OTHERS = 10
@@ -124,7 +127,7 @@ def _table(
         ),
         *(
             Map(
-                name=f"host_ports{version}",
+                name=f"{HOST_PORTS}{version}",
                 key=_KEY,
                 value=(f"ipv{version}_addr", "inet_service"),
                 elements={
@@ -133,6 +136,7 @@ def _table(
                     if p.addresses is None and p.door
                 }
                 | {protocol_port(p.protocol, p.port): _target(p.v4 if version == 4 else p.v6, p.target) for p in ports},
+                counts=facts.counts != "off",  # connections: only their first packets come here
             )
             for version, sandbox in ((4, facts.ingress4.ip), (6, facts.ingress6.ip))
         ),
@@ -204,7 +208,7 @@ def _ports(facts: HostFacts) -> tuple[Rule, ...]:
     """Published in host mode: to the container, port translated. In ingress mode: to `ingress_sbox`, port kept, unless
     the mesh knows it by another number, which is in the same maps."""
     rules = []
-    for family, name, port_register in ((IPV4, "host_ports4", 1), (IPV6, "host_ports6", 4)):
+    for family, name, port_register in ((IPV4, f"{HOST_PORTS}4", 1), (IPV6, f"{HOST_PORTS}6", 4)):
         rules.append(
             Rule(
                 exprs=(
@@ -237,7 +241,7 @@ def _postrouting(facts: HostFacts) -> tuple[Rule, ...]:
         Rule(exprs=(*match_oifname(GATEWAY_BRIDGE), *match_ct_status(CT_STATUS_DNAT), verdict(GOTO, "as_node"))),
         Rule(exprs=(*match_oifname(GATEWAY_BRIDGE), *match_local_source(), verdict(ACCEPT))),
         Rule(
-            exprs=(*match_oifname(GATEWAY_BRIDGE), verdict(DROP)),
+            exprs=(*match_oifname(GATEWAY_BRIDGE), counter(), verdict(DROP)),
             comment="containers are reached by published ports only",
         ),
         *(Rule(exprs=(*match_source(prefix), masquerade()), comment="containers go out as the node") for prefix in own),
@@ -284,7 +288,10 @@ def _vxlan(port: int) -> tuple[Chain, ...]:
             name="from_peers",
             rules=(
                 *members(load_source),
-                Rule(exprs=(*match_not_forwarded(), verdict(DROP)), comment="VXLAN from members of the cluster only"),
+                Rule(
+                    exprs=(*match_not_forwarded(), counter(), verdict(DROP)),
+                    comment="VXLAN from members of the cluster only",
+                ),
             ),
         ),
         Chain(name="to_peers", rules=members(load_destination)),

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from hivemesh.dataplane.plan.balancing import mesh_part
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import INGRESS_MARK, INGRESS_PORT, INGRESS_SANDBOX
+from hivemesh.dataplane.plan.traffic import traffic_tables
 from hivemesh.dataplane.plan.wiring import (
     endpoint_link,
     gateway_link,
@@ -25,7 +26,12 @@ def plan_ingress(network: NetworkItem, facts: HostFacts, publishes: Iterable[Pub
     own = network.own
     if own is None:
         raise Unavailable(f"network {network.name} has no address for this node yet: wait for the manager's next view")
-    part = mesh_part(publishes, facts.balancer, outside=GATEWAY_LINK, overlay=OVERLAY_LINK, lacks_ipvs=facts.lacks_ipvs)
+    mesh = tuple(publishes)
+    part = mesh_part(mesh, facts.balancer, outside=GATEWAY_LINK, overlay=OVERLAY_LINK, lacks_ipvs=facts.lacks_ipvs)
+    tables = part.tables
+    if facts.counts != "off":
+        with_bytes = facts.counts == "bytes"
+        tables += traffic_tables(mesh, outside=GATEWAY_LINK, overlay=OVERLAY_LINK, with_bytes=with_bytes)
     addresses = [LinkAddress(link=OVERLAY_LINK, address=a) for a in own.addresses]
     addresses += [LinkAddress(link=GATEWAY_LINK, address=a) for a in (facts.ingress4, facts.ingress6)]
     return NamespacePlan(
@@ -46,6 +52,6 @@ def plan_ingress(network: NetworkItem, facts: HostFacts, publishes: Iterable[Pub
             "net/ipv4/conf/default/send_redirects": "0",
         }
         | dict(part.sysctls),
-        tables=part.tables,
+        tables=tables,
         ipvs=part.ipvs,
     )

@@ -1,5 +1,7 @@
 """The names of our objects in the kernel. Each has 15 bytes at most if it is a link."""
 
+import re
+
 from hivemesh.model.ids import EndpointID, NetworkID, TaskID, short
 
 GATEWAY_BRIDGE = "hm_gwbridge"
@@ -27,6 +29,11 @@ def sandbox_namespace(task: TaskID) -> str:
 
 def sandbox_mark(task: TaskID) -> str:
     return f"hivemesh/sandbox/{task}"
+
+
+def fits_namespace(name: str) -> bool:
+    """Whether a namespace of ours may be called so: all that tells whose a name is that stands for nothing."""
+    return name == INGRESS_SANDBOX or re.fullmatch(r"1-[0-9a-z]{10}|[0-9a-z]{12}", name) is not None
 
 
 def endpoint_port(endpoint: EndpointID) -> str:

@@ -21,9 +21,10 @@ from socket import AF_INET, AF_INET6
 
 from hivemesh.dataplane.balancer.api import Part
 from hivemesh.dataplane.plan import facts as node
-from hivemesh.dataplane.plan.bridge import NO_LOCALS, Locals, local_link, way_out
+from hivemesh.dataplane.plan.bridge import NO_LOCALS, Locals, asked_at, local_link, way_out
 from hivemesh.dataplane.plan.names import TABLE, gateway_port, sandbox_mark, sandbox_namespace
 from hivemesh.dataplane.plan.names_rules import NAMES
+from hivemesh.dataplane.plan.traffic import host_mode_tables
 from hivemesh.dataplane.plan.wiring import (
     ANYWHERE4,
     ANYWHERE6,
@@ -97,6 +98,8 @@ def plan_sandbox(
         addresses.update(LinkAddress(link=name, address=a) for a in (lease.v4, lease.v6))
         routes |= {r for r in gateway_routes(name, facts) if way_out(task, local, r.destination.version) is None}
         neighbors |= gateway_neighbors(name, facts)
+        if facts.counts == "bytes":
+            tables = host_mode_tables((p for p in task.ports if p.publish_mode == "host"), gateway=name)
     for endpoint in task.attachments:
         if endpoint.network_id in local:
             name = f"eth{len(links)}"
@@ -112,7 +115,9 @@ def plan_sandbox(
         rules |= _reply_rules(network, ports)
         neighbors |= _fake_gateways(network)
         sysctls |= _REPLY_SYSCTLS
-        tables = (_table(endpoint, ports, task.doors, lease), _egress())
+        v4, v6 = asked_at(task, local, (lease.v4.ip, lease.v6.ip) if lease is not None else None)
+        asked = (v4 or first_v4(endpoint.addresses), v6 or first_v6(endpoint.addresses))
+        tables = (_table(ports, task.doors, asked), _egress(), *tables)
     tables = (*tables, NAMES, *vips.tables)
     return NamespacePlan(
         namespace=sandbox_namespace(task.id),
@@ -230,9 +235,11 @@ _BY_GATEWAY = ("udp", "sctp")
 """Whose sockets do not keep the mark of who spoke to them (tcp_fwmark_accept is TCP's), nor always the address."""
 
 
-def _table(
-    endpoint: Attachment, ports: tuple[PortConfig, ...], doors: Iterable[Door], lease: node.GatewayLease | None
-) -> nft.Table:
+_Asked = tuple[IPv4Address | None, IPv6Address | None]
+"""Where servers are asked that answer from the address of the default route."""
+
+
+def _table(ports: tuple[PortConfig, ...], doors: Iterable[Door], asked: _Asked) -> nft.Table:
     known = tuple(doors)
     protocols = sorted({p.protocol for p in ports})
     maps = tuple(
@@ -253,7 +260,7 @@ def _table(
         nft.Chain(
             name="prerouting",
             hook=nft.Hook(type="nat", hook="prerouting", priority=-100),
-            rules=_prerouting(protocols, endpoint, lease),
+            rules=_prerouting(protocols, asked),
         ),
         # Empty, but conntrack's clashes are resolved here: see the top of this module
         nft.Chain(name="input", hook=nft.Hook(type="nat", hook="input", priority=100)),
@@ -285,15 +292,13 @@ def _mark() -> nft.Rule:
 _PING = tuple(nft.Rule(exprs=(*nft.match_l4proto(p), nft.verdict(nft.ACCEPT))) for p in (nft.ICMP, nft.ICMPV6))
 
 
-def _prerouting(
-    protocols: Sequence[str], endpoint: Attachment, lease: node.GatewayLease | None
-) -> tuple[nft.Rule, ...]:
+def _prerouting(protocols: Sequence[str], asked: _Asked) -> tuple[nft.Rule, ...]:
     """Published port to target port; over ingress nothing else comes in. A nat chain sees only first packets."""
     rules = [nft.Rule(exprs=(*nft.match_iifname(INGRESS_LINK, equal=False), nft.verdict(nft.ACCEPT)))]
     for protocol in protocols:
         number = nft.PROTOCOL_NUMBERS[protocol]
         if protocol in _BY_GATEWAY:
-            rules += _to_gateway(protocol, endpoint, lease)
+            rules += _to_gateway(protocol, asked)
             continue
         rules.append(
             nft.Rule(
@@ -305,18 +310,18 @@ def _prerouting(
                 )
             )
         )
-    refuse = nft.Rule(exprs=(nft.verdict(nft.DROP),), comment="only published ports, over ingress")
+    refuse = nft.Rule(exprs=(nft.counter(), nft.verdict(nft.DROP)), comment="only published ports, over ingress")
     return (*rules, *_PING, refuse)
 
 
-def _to_gateway(protocol: str, endpoint: Attachment, lease: node.GatewayLease | None) -> list[nft.Rule]:
-    """A UDP server bound to all addresses answers from the address of the default route: so it is asked there, on the
-    gateway interface (without one: on eth0), and conntrack puts the reply right. The mark is kept in the connection.
+def _to_gateway(protocol: str, asked: _Asked) -> list[nft.Rule]:
+    """A UDP server bound to all addresses answers from the address of the default route: so it is asked there, mostly
+    on the gateway interface (without any way out: on eth0), and conntrack puts the reply right. The mark is kept in the
+    connection.
 
     SCTP likewise: its socket offers its client all addresses it has, and only this one leads back by itself.
     """
-    v4 = lease.v4.ip if lease is not None else first_v4(endpoint.addresses)
-    v6 = lease.v6.ip if lease is not None else first_v6(endpoint.addresses)
+    v4, v6 = asked
     rules = []
     for family, address, port_register in ((nft.IPV4, v4, 1), (nft.IPV6, v6, 4)):
         if address is None:
@@ -357,5 +362,5 @@ def _output() -> tuple[nft.Rule, ...]:
     return (
         nft.Rule(exprs=(*nft.match_oifname(INGRESS_LINK, equal=False), nft.verdict(nft.ACCEPT))),
         *_PING,
-        nft.Rule(exprs=(nft.verdict(nft.DROP),), comment="no connections begin over ingress"),
+        nft.Rule(exprs=(nft.counter(), nft.verdict(nft.DROP)), comment="no connections begin over ingress"),
     )
