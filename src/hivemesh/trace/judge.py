@@ -42,7 +42,7 @@ def hop_of(node: str, step: Step, seen: tuple[Seen, ...]) -> Hop:
         )
         for one in seen
     )
-    return Hop(node=node, namespace=step.namespace, title=step.title, facts=facts)
+    return Hop(node=node, namespace=step.namespace, title=step.title, facts=facts, passage=step.passage)
 
 
 def named(want: Want) -> str:
@@ -109,7 +109,9 @@ def planned(want: Want) -> str:
         case TableWanted():
             return want.what
         case Reach():
-            return f"from {want.source}" + (f", MTU {want.mtu} or more" if want.mtu else "")
+            return ("has a route" if want.source is None else f"from {want.source}") + (
+                f", MTU {want.mtu} or more" if want.mtu else ""
+            )
         case Answer():
             return ", ".join(sorted(map(str, want.addresses))) or "no addresses"
         case Listener():
@@ -191,7 +193,7 @@ def _cause_of_setting(want: Setting) -> str:
 
 def command(namespace: str, want: Want) -> str:
     """What a person would type to see it."""
-    inside = f"ip netns exec {namespace} " if namespace else ""
+    inside = within(namespace)
     match want:
         case Bridge() | Vxlan() | Veth() | Macvlan() | Dummy():
             return f"{inside}ip -d link show {want.name}"
@@ -221,3 +223,8 @@ def command(namespace: str, want: Want) -> str:
             return f"{inside}ipvsadm -ln; bpftool map show"
         case Broken():
             return f"{inside}ip address"
+
+
+def within(namespace: str) -> str:
+    """What comes before a command that is to run there."""
+    return f"ip netns exec {namespace} " if namespace else ""

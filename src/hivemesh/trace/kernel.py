@@ -173,7 +173,7 @@ def _reach(want: Reach) -> str:
         source = ipaddress.ip_address(sock.getsockname()[0])
         level, option = (socket.IPPROTO_IPV6, _IPV6_MTU) if six else (socket.IPPROTO_IP, _IP_MTU)
         mtu = sock.getsockopt(level, option)
-    if source != want.source:
+    if want.source is not None and source != want.source:
         return f"from {source}, so by another way"
     return f"MTU {mtu}" if mtu < want.mtu else ""
 

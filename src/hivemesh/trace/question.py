@@ -1,17 +1,22 @@
 """What somebody asks, found in this node's view: who begins, what the name means, which backends are there. Pure."""
 
 import ipaddress
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from hivemesh.cnm.node import ViewParts
 from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, overlay_namespace, sandbox_namespace
+from hivemesh.kernel.api import HOST
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import Invalid, NotFound
 from hivemesh.model.task import Task
-from hivemesh.trace.way import Plans, Step, asked_name, published, virtual
+from hivemesh.trace.outside import Hosted, back_out, entered, hosted, left, published
+from hivemesh.trace.way import Plans, Step, arrived_back, asked_name, virtual
 from hivemesh.wire.control import NetworkItem, ServiceItem
-from hivemesh.wire.trace import Leg, Protocol, Question
+from hivemesh.wire.trace import Leg, Question
+
+TASKS = "tasks."
+"""Before a service's name: all of its tasks' addresses, whether it has a virtual one or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,15 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """What callers ask for, where a balancer leads them on: from there, that address and port."""
+
+    namespace: str
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """Where a question leads: what all ways share, and the ways."""
 
@@ -30,13 +44,16 @@ class Found:
     target: str
     begin: tuple[Step, ...]
     paths: tuple[Path, ...]
+    end: tuple[Step, ...] = ()  # what all ways share on their way back
+    whole: Whole | None = None
+    hosted: tuple[Hosted, ...] = ()  # instead of paths
 
 
 def find(parts: ViewParts, plans: Plans, question: Question, vtep: Address, own: Collection[Address]) -> Found:
     """`own` are this machine's addresses. Raises `NotFound`, or `Invalid` for what cannot be traced, in words."""
     host, port = split(question.target)
     if not question.source:
-        return _of_port(parts, plans, question.protocol, host, port, vtep, own)
+        return _of_port(parts, plans, question, host, port, vtep, own)
     task = _task(parts, question.source)
     namespace = sandbox_namespace(task.id)
     if namespace not in plans:
@@ -54,7 +71,13 @@ def find(parts: ViewParts, plans: Plans, question: Question, vtep: Address, own:
         )
         for network, address in targets
     )  # fmt: skip
-    return Found(source=task.name, target=question.target, begin=steps, paths=paths)
+    virtual = next((step for step in steps if step.passage is not None), None)
+    whole: Whole | None = None
+    end: tuple[Step, ...] = ()
+    if virtual is not None and virtual.vip is not None and paths:
+        whole = Whole(namespace=namespace, address=virtual.vip, port=port)
+        end = (arrived_back(namespace, virtual.vip),)
+    return Found(source=task.name, target=question.target, begin=steps, paths=paths, end=end, whole=whole)
 
 
 def split(target: str) -> tuple[str, int]:
@@ -75,18 +98,24 @@ def split(target: str) -> tuple[str, int]:
 
 
 def _task(parts: ViewParts, reference: str) -> Task:
-    tasks = [item.task for item in parts.tasks.values() if not item.task.status.state.dead]
+    found = named((item.task for item in parts.tasks.values()), reference)
+    if found is None:
+        raise NotFound(f"no task or container {reference} runs on this node: ask the node where it runs, or a manager")
+    return found
+
+
+def named(tasks: Iterable[Task], reference: str) -> Task | None:
+    """The living one that a name, id or beginning of one means. Raises `Invalid` when it may be several."""
+    tasks = [task for task in tasks if not task.status.state.dead]
     exact = [t for t in tasks if reference in (t.id, t.name, t.container, t.status.container_id)]
     short = f"{reference}."
     found = exact or [
         t for t in tasks if t.id.startswith(reference) or t.name.startswith(short)
         or (t.status.container_id or "-").startswith(reference)
     ]  # fmt: skip
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(found) > 1:
         raise Invalid(f"{reference} may be any of {', '.join(sorted(t.name for t in found))}: say which")
-    raise NotFound(f"no task or container {reference} runs on this node: ask the node where it runs")
+    return found[0] if found else None
 
 
 def _own(task: Task, network: NetworkItem, destination: Address) -> Address:
@@ -124,9 +153,10 @@ def _named(
 ) -> tuple[tuple[Step, ...], Targets]:
     for network in networks:
         for service in parts.services.get(network.id, ()):
-            if name in (service.name, service.service, *service.aliases):
+            called = (service.name, service.service, *service.aliases)
+            if name in called or name.removeprefix(TASKS) in called:
                 asked = service.name if name == service.service else name
-                if not service.vips:
+                if not service.vips or name not in called:
                     found = [address for backend in service.backends for address in backend.addresses]
                     step = asked_name(namespace, asked, frozenset(found))
                     return (step,), [(network, address) for address in found]
@@ -154,17 +184,29 @@ def _backends(service: ServiceItem, vip: Address) -> tuple[Address, ...]:
 
 
 def _of_port(
-    parts: ViewParts, plans: Plans, protocol: Protocol, host: str, port: int, vtep: Address, own: Collection[Address]
+    parts: ViewParts, plans: Plans, question: Question, host: str, port: int, vtep: Address, own: Collection[Address]
 ) -> Found:
+    protocol, sender = question.protocol, question.sender
     if protocol == "icmp":
         raise Invalid("ports are published for tcp and udp: a trace from outside cannot be of icmp")
     if not port:
         raise Invalid("without a task to begin at, give a published port: :8080 or ADDRESS:8080")
     if host and not _is_ours(host, own):
         raise Invalid(f"{host} is no address of this node: ask the node that has it, or write :{port}")
+    around = (entered(),) if sender is not None else ()
+    after = (left(),) if sender is not None else ()
+    whole = Whole(namespace=HOST, address=_asked(host, vtep), port=port)
     item = next((p for p in parts.publishes if (p.protocol, p.port) == (protocol, port)), None)
     if item is None:
-        raise NotFound(f"no service publishes port {port}/{protocol} in ingress mode")
+        alone = hosted(plans, protocol, port, whole.address.version)
+        if alone is None:
+            raise NotFound(
+                f"no service publishes port {port}/{protocol} in ingress mode, and nothing here in host mode"
+            )
+        return Found(
+            source="outside", target=f"{host}:{port} (host mode)", begin=(*around, alone[0]), paths=(), whole=whole,
+            end=(*back_out(mesh=False), *after), hosted=alone[1],
+        )  # fmt: skip
     backends = tuple(address for b in item.backends if b.weight for address in b.addresses)
     ingress = next((n for n in parts.networks.values() if n.ingress and n.own), None)
     paths = []
@@ -177,8 +219,18 @@ def _of_port(
                     protocol=protocol, port=item.inside, mesh=True,
                 )  # fmt: skip
                 paths.append(Path(namespace=INGRESS_SANDBOX, leg=leg))
-    begin = tuple(published(plans, protocol, port, backends))
-    return Found(source="outside", target=f"{host}:{port} ({item.service_name})", begin=begin, paths=tuple(paths))
+    begin = (*around, *published(plans, protocol, port, backends))
+    return Found(
+        source="outside", target=f"{host}:{port} ({item.service_name})", begin=begin, paths=tuple(paths),
+        end=(*back_out(mesh=True), *after), whole=whole if paths else None,
+    )  # fmt: skip
+
+
+def _asked(host: str, vtep: Address) -> Address:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return vtep
 
 
 def _is_ours(host: str, own: Collection[Address]) -> bool:

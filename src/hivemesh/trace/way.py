@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hivemesh.dataplane.balancer.nftables import VIP_TABLE
 from hivemesh.dataplane.plan.host import LOCAL_TABLE
-from hivemesh.dataplane.plan.names import INGRESS_SANDBOX, TABLE, VXLAN, overlay_namespace
+from hivemesh.dataplane.plan.names import TABLE, VXLAN, overlay_namespace
 from hivemesh.kernel.api import (
     HOST,
     FdbEntry,
@@ -23,10 +23,11 @@ from hivemesh.kernel.api import (
     Vxlan,
 )
 from hivemesh.model.addr import Address
-from hivemesh.wire.trace import Leg, Protocol
+from hivemesh.wire.trace import Leg, Passage, Protocol
 
 Plans = Mapping[str, NamespacePlan]
 MAIN = 254
+LO = "lo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +49,11 @@ class TableWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """The kernel's own choice of a way to `address`: the source it gives a socket, and the way's MTU at least."""
+    """The kernel's own choice of a way to `address`: the source it gives a socket (None: any), and the way's MTU at
+    least."""
 
     address: Address
-    source: Address
+    source: Address | None
     mtu: int = 0
 
 
@@ -101,11 +103,13 @@ Want = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One hop: where, what happens there, and what it takes."""
+    """One hop: where, what happens there, what it takes, and where a probe shows that comes through."""
 
     namespace: str
     title: str
     wants: tuple[Want, ...]
+    passage: Passage | None = None
+    vip: Address | None = None  # that is balanced here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,54 +142,14 @@ def virtual(plans: Plans, namespace: str, vip: Address, backends: tuple[Address,
         )
     elif not wants:
         wants.append(Broken(what=f"nothing leads {vip} on", cause="the sandbox is not on the service's network"))
-    return Step(namespace=namespace, title=f"virtual address {vip}", wants=tuple(wants))
+    passage = Passage(out=True)
+    return Step(namespace=namespace, title=f"virtual address {vip}", wants=tuple(wants), passage=passage, vip=vip)
 
 
-def published(plans: Plans, protocol: str, port: int, backends: tuple[Address, ...]) -> Iterator[Step]:
-    """A published port of this node, from outside up to the balancer."""
-    host, sandbox = plans[HOST], plans.get(INGRESS_SANDBOX)
-    if sandbox is None:
-        yield Step(
-            namespace=HOST, title=f"port {port}/{protocol}",
-            wants=(Broken(what="there is no ingress_sbox here", cause="the node has no ingress address yet"),),
-        )  # fmt: skip
-        return
-    settings = [Setting(key=key, value=value) for key, value in host.sysctls.items() if key in _FORWARDING]
-    links = [link for link in host.links if link.name == "hm_gwbridge"]
-    addresses = sorted((a for a in host.addresses if a.link == "hm_gwbridge"), key=str)
-    neighbors = sorted((n for n in host.neighbors if n.link == "hm_gwbridge"), key=str)
-    yield Step(
-        namespace=HOST,
-        title=f"published port {port}/{protocol}",
-        wants=(
-            TableWanted(family="inet", name=TABLE, what=f"{port}/{protocol} goes on to ingress_sbox"),
-            *settings, *links, *addresses, *neighbors,
-        ),
-    )  # fmt: skip
-    shown = ", ".join(map(str, backends))
-    wants: list[Want] = [link for link in sandbox.links if link.name == "eth1"]
-    wants += sorted((a for a in sandbox.addresses if a.link == "eth1"), key=str)
-    wants += sorted((r for r in sandbox.routes if r.link == "eth1"), key=str)
-    wants += sorted((n for n in sandbox.neighbors if n.link == "eth1"), key=str)
-    wants += [Setting(key=key, value=value) for key, value in sandbox.sysctls.items() if key in _FORWARDING]
-    wants += [
-        TableWanted(family=table.family, name=table.name, what=f"{port}/{protocol} leads to {shown}")
-        for table in sandbox.tables
-    ]
-    if sandbox.ipvs:
-        wants.append(Balancing(what=f"{port}/{protocol} leads to {shown}"))
-    if not backends:
-        wants.append(
-            Broken(what="no backend takes new connections", cause="no task of the service runs and is healthy")
-        )
-    yield Step(namespace=INGRESS_SANDBOX, title="balancer of the mesh", wants=tuple(wants))
-
-
-_FORWARDING = (
-    "net/ipv4/ip_forward",
-    "net/ipv6/conf/all/forwarding",
-    "net/ipv4/conf/all/rp_filter",
-)
+def arrived_back(namespace: str, vip: Address) -> Step:
+    """The answer of a virtual address, at the caller."""
+    passage = Passage(out=False, back=True)
+    return Step(namespace=namespace, title=f"back: the answer of {vip}", wants=(), passage=passage)
 
 
 def holder_of(plans: Plans, network: str, address: Address) -> str | None:
@@ -201,6 +165,10 @@ def holder_of(plans: Plans, network: str, address: Address) -> str | None:
 def out_of(plans: Plans, namespace: str, destination: Address) -> Iterator[Step]:
     """From a sandbox to `destination`: its interface, the overlay, and the tunnel if it leads to another node."""
     plan = plans[namespace]
+    mine = next((a for a in plan.addresses if a.address.ip == destination), None)
+    if mine is not None:  # its own service's virtual address may choose the caller itself
+        yield Step(namespace=namespace, title=f"to itself by {LO}", wants=(mine,), passage=Passage(link=LO, out=True))
+        return
     near = next((a for a in plan.addresses if destination in a.address.network), None)
     route = _route(plan, destination) if near is None else None
     name = near.link if near is not None else route.link if route is not None else None
@@ -220,7 +188,8 @@ def out_of(plans: Plans, namespace: str, destination: Address) -> Iterator[Step]
         wants.append(NoOther(neighbor=Neighbor(link=link.name, address=destination, mac=there.mac)))
     if own is not None:
         wants.append(Reach(address=destination, source=own.address.ip, mtu=link.mtu))
-    yield Step(namespace=namespace, title=f"out through {link.name}", wants=tuple(wants))
+    passage = Passage(link=link.name, out=True)
+    yield Step(namespace=namespace, title=f"out through {link.name}", wants=tuple(wants), passage=passage)
     if overlay is None:
         return
     if there is not None:
@@ -237,7 +206,10 @@ def _tunnel(overlay: NamespacePlan, neighbor: Neighbor, destination: Address) ->
     entries: tuple[Want, ...] = (neighbor,) if entry is None else (neighbor, entry)
     where = f" at {entry.vtep}" if entry is not None else ""
     yield Step(
-        namespace=overlay.namespace, title=f"overlay, to {neighbor.mac}{where}", wants=(*overlay.links, *entries)
+        namespace=overlay.namespace,
+        title=f"overlay, to {neighbor.mac}{where}",
+        wants=(*overlay.links, *entries),
+        passage=Passage(link=VXLAN, out=True),
     )
     if entry is not None:
         # what the tunnel adds is what its sandboxes lack: the link's MTU fits the underlay with it
@@ -249,6 +221,7 @@ def _tunnel(overlay: NamespacePlan, neighbor: Neighbor, destination: Address) ->
                 TableWanted(family="inet", name=TABLE, what=f"VXLAN to {entry.vtep}"),
                 Reach(address=entry.vtep, source=tunnel.local, mtu=tunnel.mtu + overhead),
             ),
+            passage=Passage(tunnel=entry.vtep, out=True),
         )
 
 
@@ -259,11 +232,17 @@ def into(plans: Plans, leg: Leg) -> Iterator[Step]:
         broken = Broken(what="the network is not on this node", cause="the node's view is behind, or its task has gone")
         yield Step(namespace=HOST, title="arrival", wants=(broken,))
         return
+    holder = holder_of(plans, overlay.namespace, leg.destination)
+    if holder is not None and leg.source == leg.destination:
+        yield _arrival(plans[holder], leg, LO)
+        return
+    through = Passage(out=False)
     if leg.peer != next(x.local for x in overlay.links if isinstance(x, Vxlan)):
         arrives = TableWanted(family="inet", name=TABLE, what=f"VXLAN is taken from {leg.peer}")
-        yield Step(namespace=HOST, title=f"tunnel from {leg.peer}", wants=(arrives,))
-    yield Step(namespace=overlay.namespace, title="overlay", wants=overlay.links)
-    holder = holder_of(plans, overlay.namespace, leg.destination)
+        passage = Passage(tunnel=leg.peer, out=False)
+        yield Step(namespace=HOST, title=f"tunnel from {leg.peer}", wants=(arrives,), passage=passage)
+        through = Passage(link=VXLAN, out=False)
+    yield Step(namespace=overlay.namespace, title="overlay", wants=overlay.links, passage=through)
     if holder is None:
         cause = "its task has gone and others still list it, or the address was given twice"
         broken = Broken(what=f"nobody here has {leg.destination}", cause=cause)
@@ -272,7 +251,7 @@ def into(plans: Plans, leg: Leg) -> Iterator[Step]:
     yield _arrival(plans[holder], leg)
 
 
-def _arrival(plan: NamespacePlan, leg: Leg) -> Step:
+def _arrival(plan: NamespacePlan, leg: Leg, by: str = "") -> Step:
     address = next(a for a in plan.addresses if a.address.ip == leg.destination)
     wants: list[Want] = [link for link in plan.links if link.name == address.link]
     wants.append(address)
@@ -290,7 +269,9 @@ def _arrival(plan: NamespacePlan, leg: Leg) -> Step:
     wants += [Setting(key=key, value=value) for key, value in plan.sysctls.items() if key in _ARRIVING]
     if leg.protocol != "icmp" and port:
         wants.append(Listener(protocol=leg.protocol, port=port))
-    return Step(namespace=plan.namespace, title=f"{leg.destination} on {address.link}", wants=tuple(wants))
+    passage = Passage(link=by or address.link, out=False)
+    title = f"{leg.destination} on {address.link}"
+    return Step(namespace=plan.namespace, title=title, wants=tuple(wants), passage=passage)
 
 
 _ARRIVING = ("net/ipv4/conf/all/rp_filter", "net/ipv4/conf/all/src_valid_mark", "net/ipv4/tcp_fwmark_accept")

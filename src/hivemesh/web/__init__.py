@@ -1,0 +1,1 @@
+"""The picture of the swarm: composed of what is wanted and what kernels hold, laid out, and shown."""
