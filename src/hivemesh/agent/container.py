@@ -279,7 +279,7 @@ class PlainContainer:
 
     def follow(self) -> None:
         """It runs: see to what comes after."""
-        self._began = self._means.clock.now()
+        self._began = self._means.clock.steady()
         if not self._followed:
             self._follower = self._means.home.spawn(self._follow(), f"follow {self.record.name}")
 
@@ -310,7 +310,7 @@ class PlainContainer:
             return None
         if rule.retries and record.restarts >= rule.retries:
             return None
-        if self._means.clock.now() - self._began > SETTLED:
+        if self._means.clock.steady() - self._began > SETTLED:
             self._delay = RESTART_FIRST
         pause, self._delay = self._delay, min(2 * self._delay, RESTART_LAST)
         return pause
@@ -325,7 +325,7 @@ class PlainContainer:
                 self.set(restarts=self.record.restarts + 1)
                 await self.prepare()
                 await self._means.engine.start(self.record.container)
-                self._began = self._means.clock.now()
+                self._began = self._means.clock.steady()
 
     async def _await_removal(self) -> None:
         for _ in range(REMOVAL_LOOKS):

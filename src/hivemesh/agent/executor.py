@@ -54,8 +54,8 @@ class Sandboxes(Protocol):
         """The path of the task's namespace, once it is wired. Raises `HivemeshError`."""
         ...
 
-    async def detach(self, task: TaskID) -> None:
-        """Remove the sandbox; already gone is fine."""
+    async def detach(self, task: TaskID, *, unplug: bool = False) -> None:
+        """Remove the sandbox; already gone is fine. `unplug`: at once, though its container runs."""
         ...
 
     def files(self, task: Task, hostname: str) -> dict[str, str]:
@@ -156,6 +156,7 @@ class Executor:
         if not self._status.state.dead:
             await self._live()
         elif self._found and self._found.state == "running":  # the managers gave it up while we were away
+            await self._insist(self._unplug, "unplug")
             await self._insist(self._stop, "stop")
         await self._until(lambda: self._gone)
         await self._insist(self._remove, "remove")
@@ -182,7 +183,7 @@ class Executor:
         finally:
             if self._status.state.dead:
                 self._sandboxes.forget_secrets(self.task.id)
-                await self._insist(lambda: self._sandboxes.detach(self.task.id), "unplug")
+                await self._insist(lambda: self._sandboxes.detach(self.task.id), "unwire")
 
     async def _begin(self) -> None:
         """From nothing to a running process."""
@@ -266,8 +267,10 @@ class Executor:
             ill = "" if stopping.done() else await ailing
             if ill and self._status.state == TaskState.RUNNING:
                 self._say(TaskState.RUNNING, "unhealthy", unhealthy=True)
-            if not ill and not self._lost and self.task.attachments:
+            if not ill and not self._lost and self.task.attachments and not self._is_given_up():
                 await until_nobody_calls(lambda: listening.has_callers(self._pid), self._clock)
+            if self._is_given_up():
+                await self._insist(self._unplug, "unplug")
             await self._insist(self._stop, "stop")
             code = await ending
             await self._deliver()
@@ -337,6 +340,11 @@ class Executor:
     async def _stop(self) -> None:
         spec = self.task.spec.container_spec
         await self._engine.stop(self._container, spec.stop_signal, spec.stop_grace_period / 1e9)
+
+    async def _unplug(self) -> None:
+        """Its addresses may be another task's by now."""
+        self._netns = ""
+        await self._sandboxes.detach(self.task.id, unplug=True)
 
     async def _remove(self) -> None:
         await self._sandboxes.detach(self.task.id)

@@ -103,6 +103,7 @@ async def describe(
     name: str,
     labels: Mapping[str, str],
     generic: tuple[GenericResource, ...] = (),
+    published: tuple[tuple[str, int], ...] = (),
 ) -> NodeDescription:
     """What managers are told. A machine whose engine fails says so by naming none."""
     try:
@@ -127,6 +128,7 @@ async def describe(
         engine_version=version,
         labels=dict(labels),
         mtu=mtu,
+        published=published,
         gateway=gateway,
         balancers=("nftables", "ipvs") if ipvs.available() else ("nftables",),
         protocols=("tcp", "udp", "sctp") if machine.has_sctp() else ("tcp", "udp"),

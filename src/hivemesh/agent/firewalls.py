@@ -15,6 +15,9 @@ log = logging.getLogger("hivemesh.firewalls")
 
 PERIOD = 1.0
 """Seconds between looks. Nearly all of them are one question to the kernel: has any rule changed?"""
+AGAIN = 0.1
+"""Seconds to the next look once something was put back, doubled up to `PERIOD` while that goes on: a reload has several
+steps, and IPv6 is often a later one."""
 
 
 class Look(Protocol):
@@ -45,7 +48,9 @@ class Firewalls:
     async def run(self) -> None:
         """Until cancelled, which leaves the rules: what runs here goes on without a daemon."""
         last: object = None
+        soon = AGAIN
         while True:
+            hurry = False
             try:
                 bridges = frozenset(self._bridges())
                 now = (bridges, self._state())
@@ -53,12 +58,15 @@ class Firewalls:
                     added = await self._look(bridges)
                     self._tell(added)
                     last = None if added else now  # our own change moved it on, and perhaps somebody else's too
+                    hurry = bool(added)
                 self._said = ""
             except (HivemeshError, OSError) as error:
                 if str(error) != self._said:
                     log.error("cannot see to it that other firewalls let our traffic pass: %s", error)
+                    hurry = True  # a chain may have gone while it was read
                 self._said = str(error)
-            await self._clock.sleep(PERIOD)
+            await self._clock.sleep(soon if hurry else PERIOD)
+            soon = min(2 * soon, PERIOD) if hurry else AGAIN
 
     def _tell(self, places: Sequence[str]) -> None:
         again = [f"{place}: our bridges were not let through any more" for place in places if place in self._known]

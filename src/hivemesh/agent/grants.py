@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from hivemesh.agent.leases import HOST_PORTS
+from hivemesh.agent.lent import LentNetworks
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.records import LocalRequest
 from hivemesh.cnm import local
@@ -45,18 +46,23 @@ class Grants:
     """
 
     def __init__(
-        self, networks: LocalNetworks, managers: Swarm | None, busy: Callable[[], Iterable[Number]] = tuple
+        self,
+        networks: LocalNetworks,
+        managers: Swarm | None,
+        busy: Callable[[], Iterable[Number]] = tuple,
+        lent: LentNetworks | None = None,
     ) -> None:
         self._networks = networks
         self._managers = managers
         self._busy = busy
+        self._lent = lent
         self._here_only: set[TaskID] = set()  # no manager knows of these
         self._next_port = HOST_PORTS.start
 
     def adopt(self, task: Task) -> None:
         """What an earlier daemon was granted for a container that may still be up."""
         self._networks.hold(task, quiet=True)
-        if all(self._networks.known(NetworkID(config.target)) is not None for config in task.spec.networks):
+        if all(self._networks.has(config.target) for config in task.spec.networks):
             self._here_only.add(task.id)
 
     async def attach(self, request: AttachRequest) -> AttachReply:
@@ -82,6 +88,8 @@ class Grants:
         merged = self._merged(request, task, reply)
         if request.check:
             return merged
+        if reply is not None and reply.local:
+            merged = msgspec.structs.replace(merged, task=await self._place(merged.task, reply, before))
         self._networks.hold(merged.task)
         if others:
             self._here_only.discard(request.task)
@@ -94,6 +102,8 @@ class Grants:
     async def detach(self, task: TaskID) -> None:
         """Raises `Unavailable` when the managers hold something for it and cannot be told."""
         self._networks.release(task)
+        if self._lent is not None:
+            self._lent.release(task)
         if self._managers is not None and task not in self._here_only:
             await self._managers.detach(task)
         self._here_only.discard(task)
@@ -103,6 +113,17 @@ class Grants:
             self._networks.release(task)
         else:
             self._networks.hold(before)
+
+    async def _place(self, task: Task, reply: AttachReply, before: Task | None) -> Task:
+        """With addresses on networks that this node makes itself; when it cannot, nothing is granted any more."""
+        assert self._lent is not None  # else no manager would have spoken
+        try:
+            return self._lent.complete(task, {item.id: item for item in reply.local})
+        except BaseException:
+            self._restore(task.id, before)
+            if before is None and self._managers is not None:
+                await self._managers.detach(task.id)
+            raise
 
     # --- of this node -----------------------------------------------------------------------------------------------
 
@@ -147,10 +168,6 @@ class Grants:
                 "user specified IP address is supported only when connecting to networks with user configured subnets"
             )
         members = [(of, a) for of, a in self._networks.members(network.id) if of.id != task]
-        if network.mode == "passthru" and not network.is_bridge and members:
-            raise HivemeshError(
-                f"network {network.name} in mode passthru has room for one container: it has one already"
-            )
         return local.attachment(
             network,
             [a for _, a in members],

@@ -18,6 +18,7 @@ from hivemesh.model.task import TaskState
 from hivemesh.wire import codec
 from hivemesh.wire.control import (
     EndpointItem,
+    LocalNetworkItem,
     NetworkItem,
     NodeItem,
     PeerItem,
@@ -44,7 +45,9 @@ async def networks(identity: Identity, view: View) -> Insights:
     except (HivemeshError, TimeoutError, msgspec.MsgspecError) as error:
         log.info("listing the networks of this node only: %s", error or "no manager answers in time")
     items = [item for item in view.values() if isinstance(item, NetworkItem)]
-    return Insights(networks=tuple(Insight(network=_network(item)) for item in sorted(items, key=lambda i: i.vni)))
+    found = [_network(item) for item in sorted(items, key=lambda i: i.vni)]
+    found += [Network(id=item.id, spec=item.spec) for item in view.values() if isinstance(item, LocalNetworkItem)]
+    return Insights(networks=tuple(Insight(network=network) for network in found))
 
 
 async def network(identity: Identity, view: View, reference: str) -> Insight:
@@ -73,7 +76,7 @@ def known(view: View, reference: str, node: NodeID, vtep: Address) -> Insight | 
     item = next((item for item in items if reference in (item.id, item.name)), None)
     item = item or next((item for item in items if reference and item.id.startswith(reference)), None)
     if item is None:
-        return None
+        return _known_local(view, reference)
     peers = {peer.endpoint: peer for peer in view.values() if isinstance(peer, PeerItem) and peer.network == item.id}
     nodes = {entry.vtep: entry.id for entry in view.values() if isinstance(entry, NodeItem)}
     offers = tuple(_offers(view, item))
@@ -87,6 +90,15 @@ def known(view: View, reference: str, node: NodeID, vtep: Address) -> Insight | 
         members=members,
         usage=tuple(_usage(item, peers.values(), offers, members)),
     )
+
+
+def _known_local(view: View, reference: str) -> Insight | None:
+    """Of a network that each node makes itself: who is on it here, the node knows better."""
+    items = [item for item in view.values() if isinstance(item, LocalNetworkItem)]
+    for item in items:
+        if reference in (item.id, item.spec.name) or (reference and item.id.startswith(reference)):
+            return Insight(network=Network(id=item.id, spec=item.spec))
+    return None
 
 
 def _network(item: NetworkItem) -> Network:

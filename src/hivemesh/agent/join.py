@@ -32,7 +32,8 @@ from hivemesh.wire.control import (
     RenewRequest,
     TellRequest,
 )
-from hivemesh.wire.trace import Answered, Examined, ExamineRequest
+from hivemesh.wire.doctor import Inspected, Told
+from hivemesh.wire.trace import Answered, Examined, ExamineRequest, Traced
 
 log = logging.getLogger("hivemesh.agent")
 
@@ -200,9 +201,28 @@ async def examine(identity: Identity, request: ExamineRequest) -> Examined:
         raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
 
 
+async def tell_traced(identity: Identity, manager: str, traced: Traced) -> None:
+    """Answer the manager (host:port) that asked. Raises as `tell_examined` does."""
+    await _call("POST", manager, "/v1/traced", identity.client_context(), codec.to_json(traced))
+
+
 async def tell_examined(identity: Identity, manager: str, answered: Answered) -> None:
     """Answer the manager (host:port) that asked. Raises `Unavailable`, or `Forbidden` when it waits no more."""
     await _call("POST", manager, "/v1/examined", identity.client_context(), codec.to_json(answered))
+
+
+async def inspect(identity: Identity) -> Inspected:
+    """How all nodes are, by any manager. Raises as `attach` does."""
+    manager, answer = await _any("POST", "/v1/inspect", identity, b"")
+    try:
+        return codec.from_json(answer, Inspected)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"the manager at {manager} gave an answer we do not understand: {error}") from None
+
+
+async def tell_inspected(identity: Identity, manager: str, told: Told) -> None:
+    """Answer the manager (host:port) that asked. Raises as `tell_examined` does."""
+    await _call("POST", manager, "/v1/inspected", identity.client_context(), codec.to_json(told))
 
 
 async def ask(identity: Identity, path: str) -> bytes:

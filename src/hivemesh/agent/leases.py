@@ -5,7 +5,6 @@ out in turn: one that was just given back is the last to be used again, when nob
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from hivemesh.agent.private import refused
+from hivemesh.agent.private import refused, write_private
 from hivemesh.dataplane.plan.facts import GatewayLease, HostFacts
 from hivemesh.model.errors import Exhausted
 from hivemesh.model.ids import TaskID
@@ -47,6 +46,9 @@ class Leases:
             self._state = msgspec.json.decode(path.read_bytes(), type=_File)
         except (OSError, msgspec.MsgspecError):  # a fresh node, or a torn file: sandboxes are moved to new addresses
             self._state = _File()
+
+    def __contains__(self, task: TaskID) -> bool:
+        return task in self._state.leases
 
     def acquire(self, task: TaskID, facts: HostFacts) -> GatewayLease:
         """The lease of `task`, which may have it already. Raises `Exhausted`; `Unavailable` when the disk refuses."""
@@ -133,10 +135,8 @@ class Leases:
             log.warning("%s", refused(self._path, error))
 
     def _save(self) -> None:
-        temporary = self._path.with_suffix(".new")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(self._state))
-        os.replace(temporary, self._path)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(self._path, msgspec.json.encode(self._state), durable=False)
 
 
 def _in_turn(start: int, numbers: range, taken: Collection[int]) -> int | None:

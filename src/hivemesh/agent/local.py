@@ -6,7 +6,6 @@ that has no such containers is left as it was.
 
 import asyncio
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from hivemesh.agent.facts import GATEWAY_POOL
-from hivemesh.agent.private import refused
+from hivemesh.agent.private import refused, write_private
 from hivemesh.agent.repairs import Repairs
 from hivemesh.clock import Clock
 from hivemesh.cnm import local
@@ -69,7 +68,12 @@ class LocalNetworks:
     @property
     def known_all(self) -> tuple[LocalNetwork, ...]:
         """As `all`, without the default bridge while nobody has asked for it."""
-        return tuple(sorted(self._networks.values(), key=lambda network: network.name))
+        return tuple(sorted(self._own, key=lambda network: network.name))
+
+    @property
+    def _own(self) -> list[LocalNetwork]:
+        """Those of this node and of nobody else."""
+        return [network for network in self._networks.values() if not network.lent]
 
     @property
     def in_kernel(self) -> tuple[LocalNetwork, ...]:
@@ -93,14 +97,15 @@ class LocalNetworks:
         return found
 
     def known(self, identifier: NetworkID) -> LocalNetwork | None:
+        """One that is here, lent ones too."""
         return self._networks.get(identifier)
 
     def find(self, ref: str) -> LocalNetwork:
         """By id, name, or beginning of the id. Raises `NotFound` or `Invalid` (ambiguous)."""
         if ref == DEFAULT_BRIDGE:
             return self.default()
-        by_name = [n for n in self._networks.values() if ref in (n.id, n.name)]
-        found = by_name or [n for n in self._networks.values() if ref and n.id.startswith(ref)]
+        by_name = [n for n in self._own if ref in (n.id, n.name)]
+        found = by_name or [n for n in self._own if ref and n.id.startswith(ref)]
         if not found:
             raise NotFound(f"network {ref} not found")
         if len(found) > 1:
@@ -125,14 +130,42 @@ class LocalNetworks:
         local.check_name(spec.name)
         if any(network.name == spec.name for network in self._networks.values()):
             raise Conflict(f"network with name {spec.name} already exists")
+        network = self._make(spec, _new_id())
+        self._tell("create", network)
+        return network
+
+    def lend(self, identifier: NetworkID, spec: LocalSpec) -> LocalNetwork:
+        """A network of the swarm, as this node has it; made if it is not here yet. Raises as `create`."""
+        known = self._networks.get(identifier)
+        if known is not None:
+            return known
+        if any(network.name == spec.name for network in self._networks.values()):
+            raise Conflict(
+                f"this node has a network of its own with the name {spec.name} of one of the swarm: remove that one"
+            )
+        return self._make(spec, identifier, lent=True)
+
+    def take_back(self, networks: Iterable[NetworkID]) -> None:
+        """Remove lent networks on which nobody is; those that are not here are fine."""
+        gone = [i for i in networks if i in self._networks and self._networks[i].lent and not self.members(i)]
+        for identifier in gone:
+            del self._networks[identifier]
+        if gone:
+            self._changed()
+
+    @property
+    def lent(self) -> frozenset[NetworkID]:
+        """Networks of the swarm that are here."""
+        return frozenset(network.id for network in self._networks.values() if network.lent)
+
+    def _make(self, spec: LocalSpec, identifier: NetworkID, *, lent: bool = False) -> LocalNetwork:
         if spec.config_from:
             spec = self._from(spec)
         if spec.driver == "macvlan" and not spec.config_only and not spec.options.get(local.PARENT):
             self._check_dummy()
-        network = local.grant(spec, _new_id(), self._clock.now(), self._around())
-        self._networks[network.id] = network
+        network = local.grant(spec, identifier, self._clock.now(), self._around())
+        self._networks[network.id] = network = msgspec.structs.replace(network, lent=lent)
         self._changed()
-        self._tell("create", network)
         return network
 
     def remove(self, ref: str) -> None:
@@ -162,10 +195,7 @@ class LocalNetworks:
             raise NotFound(f"configuration network {spec.config_from} not found") from None
         if not source.spec.config_only:
             raise Forbidden(f"{source.name} is not a configuration only network: it has to be made with --config-only")
-        if spec.config_only or spec.options or spec.ipam or spec.ipv6 or spec.internal:
-            raise Forbidden(
-                "user-specified configurations are not supported if the network depends on a configuration network"
-            )
+        local.check_dependent(spec)
         return msgspec.structs.replace(
             source.spec, name=spec.name, driver=spec.driver, labels=source.spec.labels | spec.labels, config_only=False,
             config_from=source.name, attachable=spec.attachable,
@@ -224,6 +254,11 @@ class LocalNetworks:
     def holders(self) -> Iterable[Task]:
         return self._held.values()
 
+    @property
+    def published(self) -> tuple[tuple[str, int], ...]:
+        """Protocols and ports of this node that plain containers have."""
+        return tuple(sorted({(port.protocol, port.port) for task in self._held.values() for port in task.local.ports}))
+
     def cursor(self, prefix: Prefix) -> int:
         """The last address of a subnet that was given to anybody."""
         return self._cursors.get(prefix, 0)
@@ -280,10 +315,8 @@ class LocalNetworks:
 
     def _save(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
         state = _File(networks=tuple(self._networks.values()), used_default=self._used_default)
-        temporary.write_bytes(codec.to_json(state))
-        os.replace(temporary, self._path)
+        write_private(self._path, codec.to_json(state), durable=False)
 
     def _load(self) -> None:
         try:

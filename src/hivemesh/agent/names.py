@@ -40,6 +40,7 @@ class Resolver(Protocol):
 
     def answer(self, networks: Mapping[NetworkID, Names]) -> None: ...
     def admit(self, sandbox: Sandbox) -> None: ...
+    def forget(self, sandbox: str) -> None: ...
     async def dismiss(self, sandbox: str) -> None: ...
     def complete(self) -> None: ...
     def holds(self, revision: int) -> bool: ...
@@ -75,8 +76,8 @@ class NodeNames:
 
     def inherit(self, view: ViewParts) -> None:
         """Sandboxes that an earlier daemon made go on asking, before their executors ask for them."""
-        for task, item in view.tasks.items():
-            if not item.task.status.state.dead and netns.exists(sandbox_namespace(task)):
+        for task in _alive(view):
+            if netns.exists(sandbox_namespace(task)):
                 self._inherited.add(task)
 
     def follow(self, view: ViewParts, *, all_known: bool) -> None:
@@ -89,7 +90,10 @@ class NodeNames:
                 tables[network.id] = known if known and known[0] == made_of else (made_of, names_of(*made_of))
         self._tables = tables
         self._answer()
-        for task in self._inherited & view.tasks.keys():
+        for task in self._inherited - _alive(view):  # remembered, and given up by the managers meanwhile
+            self._inherited.discard(task)
+            self._resolver.forget(task)
+        for task in self._inherited:
             of = view.tasks[task].task
             networks = {
                 a.network_id: view.networks[a.network_id] for a in of.attachments if a.network_id in view.networks
@@ -157,6 +161,10 @@ class NodeNames:
     ) -> dict[str, str]:
         """Write the container's files (elsewhere than tasks' with `into`); by the path where each belongs in it."""
         return (into or self._files).write(task, {**networks, **local}, read_host_conf(), hostname)
+
+
+def _alive(view: ViewParts) -> set[TaskID]:
+    return {task for task, item in view.tasks.items() if not item.task.status.state.dead}
 
 
 def asker(task: Task, networks: Networks, host: HostConf, local: Locals = NO_LOCALS) -> Sandbox:

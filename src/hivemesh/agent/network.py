@@ -4,41 +4,42 @@ Two ways lead to the kernel. A new view is applied in one pass, host first, then
 changed since the last pass and nothing else, so that a new backend is there within milliseconds. The sandbox of a task
 is wired when its executor asks for it. Neither waits for a container engine. Names follow the kernel (`names.py`).
 
-What somebody else changes is found by netlink's events, or by a timer where there are none (settings under /proc/sys,
-looked at every second): that is drift. It is repaired, counted in `drift`, logged, and told with what it was.
+What each namespace holds is in `namespaces.py`; what somebody else changes there is put right by `drift.py`.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import ParamSpec, Protocol, TypeVar
+from functools import partial
 
-from hivemesh.agent.departures import Departures
+from hivemesh.agent.connections import Connections
+from hivemesh.agent.drift import Drift
 from hivemesh.agent.facts import gather
 from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.firewalls import Firewalls
 from hivemesh.agent.leases import Leases
+from hivemesh.agent.lent import LentNetworks
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames
-from hivemesh.agent.repairs import told
+from hivemesh.agent.namespaces import Kernel, Namespaces, marked
+from hivemesh.agent.threads import KernelThreads
 from hivemesh.clock import Clock
 from hivemesh.cnm.local import names_on
 from hivemesh.cnm.node import Planner, Sandbox, ViewParts, wants_gateway
-from hivemesh.dataplane.apply import Outcome
+from hivemesh.config import Counts
 from hivemesh.dataplane.balancer.engines import BASE, Engine
+from hivemesh.dataplane.differing import Difference
 from hivemesh.dataplane.plan.bridge import PLAIN_HOST
 from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.dataplane.plan.names import overlay_namespace, sandbox_namespace
-from hivemesh.dataplane.suspicion import SYSCTL
-from hivemesh.kernel import conntrack, foreign, ipvs, listening, netns, sockdiag, sysctl
+from hivemesh.kernel import foreign, ipvs, listening, netns
 from hivemesh.kernel.api import HOST, Bridge, NamespacePlan
-from hivemesh.kernel.monitor import Beliefs, Monitor
 from hivemesh.kernel.sockethooks import SocketHooks
+from hivemesh.meters import SLOW, Durations
 from hivemesh.model.addr import Address
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import NetworkID, ServiceID, TaskID
@@ -47,42 +48,19 @@ from hivemesh.model.task import Task
 
 log = logging.getLogger("hivemesh.network")
 
-MARK = "hivemesh/"
-CHECK_PERIOD = 60.0
-"""Seconds between looks at everything."""
-SETTINGS_PERIOD = 1.0
-"""Seconds between looks at the settings of all namespaces: other programs of the host like to set those back
-(`sysctl --system`), and the whole mesh depends on them. A look reads some 15 files per namespace, in 0.3 ms."""
-SETTINGS_SHARE = 0.05
-"""The part of one processor that these looks may take: beyond 150 sandboxes they come less often."""
-SETTLE = 0.02
-"""Seconds between an event and the look it causes: whoever changes one thing often changes more."""
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
 """Seconds until what failed is tried again, doubled each time."""
+TRUST_AFTER = 1.0
+"""Seconds for which a remembered view may add to the kernel but take nothing away: the daemon may have been killed
+before it wrote down its last one, and a manager that can be reached speaks sooner."""
 ATTACH_TIMEOUT = 30.0
 """Seconds a task waits for its networks to come with the view (Docker's number)."""
 WIRING_PAUSES = (0.05, 0.2, 0.5, 1.0, 0.0)
 """Seconds after each attempt to wire a sandbox that failed."""
 PARALLEL_WIRINGS = 2
 """Sandboxes at a time; a pass for a new view slips in between."""
-REPAIRS = 3
 THREADS = PARALLEL_WIRINGS + 2
-"""One for views, one for drift. Netlink's calls block, for less than a millisecond each."""
-
-SETTINGS = frozenset({SYSCTL})
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class Kernel(Beliefs, Protocol):
-    """`dataplane.apply.Applier`."""
-
-    def ensure(self, plan: NamespacePlan) -> Outcome: ...
-    def remove(self, namespace: str) -> None: ...
-    def differences(self, plan: NamespacePlan) -> list[str]: ...
-    def forget(self, namespace: str, kinds: frozenset[str] = ...) -> None: ...
-    def affected(self, namespace: str) -> tuple[str, ...]: ...
+"""One for views, one for drift."""
 
 
 class NodeNetwork:
@@ -96,29 +74,31 @@ class NodeNetwork:
         vtep: Address | None,
         balancer: Engine = BASE,
         hooks: SocketHooks | None = None,
+        counts: Counts = "bytes",
         leases: Leases,
         clock: Clock,
         lost: Callable[[TaskID], None],
         local: LocalNetworks,
+        lent: LentNetworks | None = None,
     ) -> None:
         """Without `vtep` the node is in no swarm: `local` is all there is. Without `hooks` no sockets are balanced; if
         given, `kernel` uses the same."""
         self.drift: Counter[str] = local.repairs.counts
-        self._kernel = kernel
+        self.passes = Durations(SLOW)
+        """From a view to a kernel that agrees with it."""
         self._names = names
         self._vtep = vtep
         self._balancer = balancer
         self._hooks = hooks
+        self._counts = counts
         self._told_of_ipvs: set[ServiceID] = set()
         self._leases = leases
         self._local = local
-        self._heirs: list[
-            Task
-        ] = []  # plain containers that an earlier daemon left, whose sandboxes are still to be seen
+        self._lent = lent
+        self._heirs: list[Task] = []  # plain containers of an earlier daemon's, whose sandboxes are still to be seen
         self._clock = clock
         self._on_lost = lost
         self._planner = Planner()
-        self._monitor = Monitor(kernel)
         self._facts: HostFacts | None = None
         self._view: ViewParts | None = None
         self._revision = 0
@@ -126,19 +106,25 @@ class NodeNetwork:
         self._sandboxes: dict[TaskID, Sandbox] = {}
         self._wirings: dict[TaskID, asyncio.Task[None]] = {}
         self._parallel = asyncio.Semaphore(PARALLEL_WIRINGS)
-        self._applied: dict[str, NamespacePlan] = {}
-        self._failures: dict[str, tuple[str, ...]] = {}
-        self._departures = Departures()
         self._managers_spoke = False
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._trusted = asyncio.Event()  # the view may take away what is in the kernel and not in it
         self._wake = asyncio.Event()
         self._passed = asyncio.Condition()
-        self._touched: set[str] = set()
-        self._touch = asyncio.Event()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="kernel")
+        self._threads = KernelThreads(THREADS)
+        self._namespaces = Namespaces(kernel, self._threads)
+        self._connections = Connections(self._threads, lambda: self._facts is not None and self._facts.sockets)
+        self._drift = Drift(
+            self._namespaces,
+            self._threads,
+            clock,
+            local.repairs,
+            host_changed=self._look_again,
+            failed=self._wake.set,
+            rebuilt=self._cut_off,
+        )
         self._firewalls = Firewalls(
             self._bridges,
-            lambda bridges: self._in_thread(foreign.let_pass, bridges),
+            lambda bridges: self._threads.run(foreign.let_pass, bridges),
             clock,
             restored=lambda words: local.repairs.note("host", HOST, words),
         )
@@ -146,14 +132,30 @@ class NodeNetwork:
     @property
     def plans(self) -> dict[str, NamespacePlan]:
         """What the kernel was last made to hold, by namespace; without what failed."""
-        return dict(self._applied)
+        return dict(self._namespaces.applied)
 
-    def want(self, view: ViewParts, revision: int, *, sweep: bool = False) -> None:
-        """Make the kernel agree with `view`; with `sweep` also remove ours that nobody wants."""
+    @property
+    def failing(self) -> int:
+        """Namespaces that are not as they should be."""
+        return len(self._namespaces.failures)
+
+    def want(self, view: ViewParts, revision: int, *, sweep: bool = False, remembered: bool = False) -> None:
+        """Make the kernel agree with `view`; with `sweep` also remove ours that nobody wants.
+
+        One that is only `remembered` may be older than what the kernel holds: see `TRUST_AFTER`.
+        """
+        if remembered:
+            asyncio.get_running_loop().call_later(TRUST_AFTER, self._trust)
+        else:
+            self._trusted.set()
         if self._view is None or sweep:
             self._names.inherit(view)
         self._view, self._revision = view, revision
         self._sweep_due |= sweep
+        self._wake.set()
+
+    def _trust(self) -> None:
+        self._trusted.set()
         self._wake.set()
 
     async def run(self) -> None:
@@ -164,15 +166,11 @@ class NodeNetwork:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._apply(), name="apply views")
                 tasks.create_task(self._names.run(), name="names")
-                tasks.create_task(self._listen(), name="kernel events")
-                tasks.create_task(self._check_touched(), name="drift")
-                tasks.create_task(self._check_regularly(), name="slow look")
-                tasks.create_task(self._check_settings(), name="settings")
+                tasks.create_task(self._drift.run(), name="drift")
                 tasks.create_task(self._firewalls.run(), name="other firewalls")
         finally:
             unsubscribe()
-            # Threads cannot be cancelled: what they have begun ends before anybody else touches the kernel
-            self._threads.shutdown(cancel_futures=True)
+            self._threads.close()
 
     # --- views ------------------------------------------------------------------------------------------------------
 
@@ -185,40 +183,49 @@ class NodeNetwork:
                 continue
             # Together: the view on disk, in whose pass a manager's view comes, is nothing to sweep by
             revision, sweep, self._sweep_due = self._revision, self._sweep_due, False
-            pending = await self._pass(self._view, sweep=sweep)
-            self._names.acknowledge(revision, pending)
+            adding = not self._trusted.is_set()
+            with self.passes.timed():
+                pending = await self._pass(self._view, sweep=sweep, adding=adding)
+            if not (adding and pending):
+                self._names.acknowledge(revision, pending)
             async with self._passed:
                 self._passed.notify_all()
-            if self._failures or pending:
+            if self._namespaces.failures or pending:
                 asyncio.get_running_loop().call_later(delay, self._wake.set)
                 delay = min(2 * delay, RETRY_LAST)
             else:
                 delay = RETRY_FIRST
 
-    async def _pass(self, view: ViewParts, *, sweep: bool) -> int:
-        """Returns how much of the view is not in the kernel. With `sweep`, what is ours and not in it goes."""
+    async def _pass(self, view: ViewParts, *, sweep: bool, adding: bool) -> int:
+        """Returns how much of the view is not in the kernel. With `sweep`, what is ours and not in it goes; `adding`:
+        nothing goes."""
         try:
             facts = self._facts or await self._look()
         except (HivemeshError, OSError) as error:
-            self._note(HOST, (str(error),))
+            self._namespaces.note(HOST, (str(error),))
             self._sweep_due |= sweep
             return 1
         self._tell_of_ipvs(view, facts)
         self._inherit(view, facts)
         plans = self._forwarding(view, facts)
-        pending = sum([await self._ensure(plan) for plan in plans])
+        pending = sum([await self._namespaces.ensure(plan, adding=adding) for plan in plans])
         wired = [s for task, s in self._sandboxes.items() if task not in self._wirings or self._wirings[task].done()]
         for sandbox in wired:
-            pending += await self._ensure(self._planner.sandbox(sandbox, facts, view.services))
-        await self._forget_connections(view)
+            plan = self._planner.sandbox(sandbox, facts, view.services)
+            here = partial(self._sandboxes.__contains__, sandbox.task.id)
+            pending += await self._namespaces.ensure(plan, adding=adding, wanted=here)
+        if adding and pending:
+            return pending  # names and connections follow the kernel
+        await self._connections.follow(view, self._sandboxes.values())
         if sweep or self._managers_spoke:
             self._managers_spoke = True
-            await self._forget_strangers(view)
+            await self._connections.forget_strangers(view, self._sandboxes.values())
         self._planner.keep(view, self._sandboxes.values())
         self._names.know(names_on(self._local.in_kernel, list(self._local.holders)))
         self._names.follow(view, all_known=sweep)
         wanted = {plan.namespace for plan in plans} | {sandbox_namespace(task) for task in self._sandboxes}
-        for namespace in self._applied.keys() - wanted:
+        known = self._namespaces.applied.keys() | self._namespaces.failures.keys()
+        for namespace in known - wanted - {HOST}:
             await self._remove(namespace)
         if sweep:
             await self._sweep(wanted, view)
@@ -226,8 +233,8 @@ class NodeNetwork:
 
     def _forwarding(self, view: ViewParts, facts: HostFacts) -> list[NamespacePlan]:
         """A machine in no swarm is left as it is until somebody wants a network of it."""
-        plans = self._planner.forwarding(view, self._in_order(), facts, self._local.in_kernel)
-        untouched = not facts.in_swarm and HOST not in self._applied
+        plans = self._planner.forwarding(view, self._in_order(view, facts), facts, self._local.in_kernel)
+        untouched = not facts.in_swarm and HOST not in self._namespaces.applied
         return [plan for plan in plans if not (untouched and plan is PLAIN_HOST)]
 
     def _inherit(self, view: ViewParts, facts: HostFacts) -> None:
@@ -250,7 +257,7 @@ class NodeNetwork:
         ids = {attachment.network_id for attachment in task.attachments}
         networks = {i: view.networks[i] for i in ids if i in view.networks}
         local = {i: network for i in ids if (network := self._local.known(i)) is not None}
-        lease = self._leases.acquire(task.id, facts) if wants_gateway(task, networks.values()) else None
+        lease = self._leases.acquire(task.id, facts) if wants_gateway(task, networks.values(), local.values()) else None
         return Sandbox(task=task, networks=networks, lease=lease, local=local)
 
     def _tell_of_ipvs(self, view: ViewParts, facts: HostFacts) -> None:
@@ -263,119 +270,46 @@ class NodeNetwork:
             log.warning("service %s asks for IPVS: nftables balances it on this node, for %s", service, ipvs.MISSING)
         self._told_of_ipvs = asking
 
-    async def _ensure(self, plan: NamespacePlan) -> int:
-        """The number of failures; those of an unchanged plan are tried again."""
-        name = plan.namespace
-        if self._applied.get(name) is plan:
-            return 0
-        async with self._locks[name]:
-            try:
-                outcome = await self._in_thread(self._kernel.ensure, plan)
-                failed = outcome.failed
-            except (HivemeshError, OSError) as error:
-                failed = (str(error),)
-            self._note(name, failed)
-            if failed:
-                self._applied.pop(name, None)
-            else:
-                self._applied[name] = plan
-            with contextlib.suppress(FileNotFoundError):
-                self._monitor.add(name)
-        return len(failed)
-
-    def _note(self, namespace: str, failed: tuple[str, ...]) -> None:
-        """Remember what failed, and log it once."""
-        if failed and self._failures.get(namespace) != failed:
-            log.warning("%s is not as it should be: %s", namespace or "the host", "; ".join(failed))
-        if failed:
-            self._failures[namespace] = failed
-        else:
-            self._failures.pop(namespace, None)
-
-    async def _remove(self, namespace: str) -> None:
-        async with self._locks[namespace]:
-            self._monitor.remove(namespace)
-            self._planner.forget(namespace)
-            self._applied.pop(namespace, None)
-            self._failures.pop(namespace, None)
-            try:
-                await self._in_thread(self._kernel.remove, namespace)
-            except (HivemeshError, OSError) as error:
-                self._note(namespace, (str(error),))
-                self._sweep_due = True  # tried again with the back-off of whatever failed
-        self._locks.pop(namespace, None)
-
-    async def _forget_connections(self, view: ViewParts) -> None:
-        """Nobody goes on talking to a backend that left: after the rules say so, for the next packet asks them."""
-        for departed in self._departures.since_last(view, self._sandboxes.values()):
-            await self._forget(departed.namespace, udp=departed.udp, every=departed.every)
-
-    async def _forget_strangers(self, view: ViewParts) -> None:
-        """Of what an earlier daemon left: whoever departed since then."""
-        for left in self._departures.strangers(view, self._sandboxes.values()):
-            try:
-                count = await self._in_thread(
-                    conntrack.forget_strangers, left.namespace, left.within, known=left.known, backends=left.backends
-                )
-            except FileNotFoundError:  # the namespace is gone again
-                continue
-            except OSError as error:
-                log.warning("cannot forget connections of %s to whoever left before: %s", left.namespace, error)
-                continue
-            if count:
-                log.info("%s: forgot %d connections to tasks that left before we looked", left.namespace, count)
-            await self._end_connections(sockdiag.end_strangers, left.namespace, left.within, known=left.known)
-
-    async def _forget(self, namespace: str, *, udp: Collection[Address], every: Collection[Address] = ()) -> None:
-        try:
-            await self._in_thread(conntrack.forget, namespace, udp=udp, every=every)
-            await self._in_thread(ipvs.forget, namespace, every)
-        except FileNotFoundError:  # the namespace is gone
-            return
-        except OSError as error:
-            log.warning("cannot forget connections of %s to backends that left: %s", namespace or "the host", error)
-        if every and namespace != HOST:
-            await self._end_connections(sockdiag.end, namespace, every)
-
-    async def _end_connections(self, how: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Of sockets that were led to a backend: there is nothing to forget, but nobody would answer them."""
-        if self._facts is None or not self._facts.sockets:
-            return
-        try:
-            await self._in_thread(how, *args, **kwargs)
-        except FileNotFoundError:  # the namespace
-            pass
-        except OSError as error:
-            log.warning("cannot end connections to backends that left: %s", error)
+    async def _remove(self, namespace: str, *, unplug: bool = False) -> None:
+        self._planner.forget(namespace)
+        if not await self._namespaces.remove(namespace, unplug=unplug):
+            self._sweep_due = True  # tried again with the back-off of whatever failed
 
     async def _sweep(self, wanted: set[str], view: ViewParts) -> None:
-        """Remove namespaces with our mark that belong to nothing in the view."""
-        alive = {sandbox_namespace(task) for task, item in view.tasks.items() if not item.task.status.state.dead}
-        alive |= {sandbox_namespace(task) for task in self._local.owners}
-        for name in await self._in_thread(self._ours):
+        """Remove namespaces with our mark that belong to nothing in the view, and what is left of such."""
+        for name in await self._namespaces.ours():
             # Looked at anew for each: a sandbox may have been asked for while the others were removed
-            asked = {sandbox_namespace(task) for task in self._sandboxes}
-            if name not in wanted | alive | asked:
+            if name not in wanted | self._claimed(view):
                 log.info("removing the namespace %s, which nobody wants any more", name)
-                await self._remove(name)
+                await self._remove(name, unplug=True)
         self._leases.keep(view.tasks.keys() | self._sandboxes.keys() | self._local.owners)
 
-    def _ours(self) -> list[str]:
-        found = []
-        for name in netns.names():
-            with contextlib.suppress(OSError):
-                if netns.mark_of(name).startswith(MARK):
-                    found.append(name)
-        return found
+    def _claimed(self, view: ViewParts) -> set[str]:
+        """Namespaces of whoever lives or asked for one, whether its executor has come to it or not."""
+        alive = {task for task, item in view.tasks.items() if not item.task.status.state.dead}
+        return {sandbox_namespace(task) for task in alive | self._sandboxes.keys() | self._local.owners}
 
-    def _in_order(self) -> list[Sandbox]:
+    def _in_order(self, view: ViewParts, facts: HostFacts) -> list[Sandbox]:
         """Where two claim a host port, the task that should run comes last and wins."""
-        return sorted(self._sandboxes.values(), key=lambda s: (s.task.wanted, s.task.created, s.task.id))
+        sandboxes = [*self._sandboxes.values(), *self._unclaimed(view, facts)]
+        return sorted(sandboxes, key=lambda s: (s.task.wanted, s.task.created, s.task.id))
+
+    def _unclaimed(self, view: ViewParts, facts: HostFacts) -> Iterator[Sandbox]:
+        """Sandboxes with ports on this host that an earlier daemon made, and no executor of ours has asked for yet."""
+        for identifier, item in view.tasks.items():
+            task, status = item.task, item.task.status
+            if identifier in self._sandboxes or identifier not in self._leases or task.attached or status.state.dead:
+                continue
+            if any(port.publish_mode == "host" for port in task.ports) and netns.exists(sandbox_namespace(identifier)):
+                with contextlib.suppress(HivemeshError):  # the executor will say so
+                    ports = self._leases.host_ports(identifier, task.ports, self._busy)
+                    yield replace(self._plain_sandbox(task, view, facts), ports=ports)
 
     # --- sandboxes: what executors ask for --------------------------------------------------------------------------
 
     async def attach(self, task: Task) -> str:
-        """The path of the task's namespace, once it is wired. Raises `Unavailable`."""
+        """The path of the task's namespace, once it is wired. Raises `Unavailable`, and as `LentNetworks.complete`."""
+        task = await self._placed(task)
         needed = {attachment.network_id for attachment in task.attachments}
         self._wake.set()  # a network of this node may be just being made
         try:
@@ -383,7 +317,7 @@ class NodeNetwork:
                 await self._passed.wait_for(lambda: self._has(needed))
         except TimeoutError:
             here = [network.device for n in needed if (network := self._local.known(n)) is not None]
-            why = "; ".join(self._failures.get(HOST, ())) if here else ""
+            why = "; ".join(self._namespaces.failures.get(HOST, ())) if here else ""
             raise Unavailable(
                 f"the network {', '.join(here)} of this node cannot be made: {why}"
                 if why
@@ -406,23 +340,40 @@ class NodeNetwork:
             self._wake.set()
         if task.local.ports:  # whoever started the container will ask at once
             for plan in self._forwarding(self._view, self._facts)[:1]:
-                await self._ensure(plan)
+                await self._namespaces.ensure(plan)
         return netns.path(sandbox_namespace(task.id))
 
-    async def detach(self, task: TaskID) -> None:
-        """Remove the task's sandbox and all it was granted; already gone is fine."""
+    async def _placed(self, task: Task) -> Task:
+        """With its addresses on networks of the swarm that each node makes itself."""
+        due = {attachment.network_id for attachment in task.attachments if not attachment.addresses}
+        if self._lent is None or not due:
+            return task
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT), self._passed:
+                await self._passed.wait_for(lambda: self._view is not None and due <= self._view.local.keys())
+        except TimeoutError:
+            raise Unavailable("node is missing network attachments: no manager has told of them yet") from None
+        assert self._view is not None
+        return self._lent.complete(task, self._view.local)
+
+    async def detach(self, task: TaskID, *, unplug: bool = False) -> None:
+        """Remove the task's sandbox and all it was granted; already gone is fine. `unplug`: at once, though its
+        container runs."""
+        self._heirs = [heir for heir in self._heirs if heir.id != task]  # else it would come back
         wiring = self._wirings.pop(task, None)
         if wiring is not None:
             await asyncio.gather(wiring, return_exceptions=True)
         sandbox = self._sandboxes.pop(task, None)
         await self._names.dismiss(task)
-        await self._remove(sandbox_namespace(task))
+        await self._remove(sandbox_namespace(task), unplug=unplug)
         self._leases.release(task)
+        if sandbox is not None and self._lent is not None and not sandbox.task.attached:
+            self._lent.release(task)
         if sandbox is not None:
             if sandbox.lease is not None and (sandbox.ports or sandbox.task.local.ports):
-                await self._forget(HOST, udp=(sandbox.lease.v4.ip, sandbox.lease.v6.ip))
+                await self._connections.forget(HOST, udp=(sandbox.lease.v4.ip, sandbox.lease.v6.ip))
             if sandbox.local and sandbox.task.local.ports:
-                await self._forget(HOST, udp=[i.ip for a in sandbox.task.attachments for i in a.addresses])
+                await self._connections.forget(HOST, udp=[i.ip for a in sandbox.task.attachments for i in a.addresses])
             self._wake.set()
 
     def files(self, task: Task, hostname: str, into: SandboxFiles | None = None) -> dict[str, str]:
@@ -445,131 +396,57 @@ class NodeNetwork:
         return plain.union(self.ports_in_use(), listening.doors_of(os.getpid()))
 
     def _has(self, networks: Iterable[NetworkID]) -> bool:
-        if self._view is None or HOST not in self._applied:
+        if self._view is None or HOST not in self._namespaces.applied:
             return False
         known = self._view.networks
-        devices = {link.name for link in self._applied[HOST].links}
+        devices = {link.name for link in self._namespaces.applied[HOST].links}
 
         def is_there(network: NetworkID) -> bool:
             if (local := self._local.known(network)) is not None:
                 return local.device in devices or not (local.is_bridge or local.own_parent)
-            return network in known and overlay_namespace(network) in self._applied
+            return network in known and overlay_namespace(network) in self._namespaces.applied
 
         return all(is_there(network) for network in networks)
 
     async def _wire(self, task: TaskID) -> None:
         """Patient for a moment: a bridge it is to be plugged into may just be being repaired."""
+        if not self._trusted.is_set() and await self._namespaces.loses(self._plan_of(task)):
+            await self._trusted.wait()
         for pause in WIRING_PAUSES:
             async with self._parallel:
                 plan = self._plan_of(task)
-                while not await self._ensure(plan):
+                while not await self._namespaces.ensure(plan):
                     before, plan = plan, self._plan_of(task)
                     if plan is before:  # else a view came meanwhile, and passed us by
                         return
             await asyncio.sleep(pause)
-        raise Unavailable(f"cannot build the sandbox: {'; '.join(self._failures.get(plan.namespace, ()))}")
+        raise Unavailable(f"cannot build the sandbox: {'; '.join(self._namespaces.failures.get(plan.namespace, ()))}")
 
     def _plan_of(self, task: TaskID) -> NamespacePlan:
         assert self._view is not None
         assert self._facts is not None
         return self._planner.sandbox(self._sandboxes[task], self._facts, self._view.services)
 
-    # --- drift ------------------------------------------------------------------------------------------------------
+    # --- this machine -----------------------------------------------------------------------------------------------
 
-    async def _listen(self) -> None:
-        async for namespace in self._monitor:
-            self._touched.add(namespace)
-            self._touch.set()
-
-    async def _check_touched(self) -> None:
-        while True:
-            await self._touch.wait()
-            await asyncio.sleep(SETTLE)
-            self._touch.clear()
-            touched, self._touched = self._touched, set()
-            if HOST in touched:
-                await self._look_again()
-            for namespace in sorted(touched):
-                await self._check(namespace)
-
-    async def _check_regularly(self) -> None:
-        while True:
-            await self._clock.sleep(CHECK_PERIOD)
-            await self._look_again()
-            for namespace in list(self._applied):
-                self._kernel.forget(namespace)
-                await self._check(namespace)
-
-    async def _check_settings(self) -> None:
-        spent = 0.0
-        while True:
-            await self._clock.sleep(max(SETTINGS_PERIOD, spent / SETTINGS_SHARE))
-            wanted = {name: plan.sysctls for name, plan in self._applied.items()}
-            changed, spent = await self._in_thread(sysctl.changed, wanted)
-            for namespace in changed:
-                self._kernel.forget(namespace, SETTINGS)
-                self._touched.add(namespace)
-                self._touch.set()
-
-    async def _check(self, namespace: str) -> None:
-        """Look again at what is doubted, and put right what is not as we left it."""
-        async with self._locks[namespace]:
-            plan = self._applied.get(namespace)
-            if plan is None:
-                return
-            words, created, failed = await self._repair(plan)
-            if words:
-                self._local.repairs.note(plan.mark.split("/")[1] if namespace else "host", namespace, words)
-                log.warning("drift in %s, repaired: %s", namespace or "the host", told(words, len(words)))
-            self._note(namespace, failed)
-            if failed:
-                self._applied.pop(namespace, None)
-                self._wake.set()
-        if created:
-            self._rebuilt(namespace)
-
-    async def _repair(self, plan: NamespacePlan) -> tuple[list[str], bool, tuple[str, ...]]:
-        """What was repaired in words, whether the namespace had to be made, and what failed.
-
-        Removing one thing, the kernel silently removes others that hung on it: after a repair, all is looked at again.
-        """
-        words: list[str] = []
-        created = False
-        for _ in range(REPAIRS):
-            try:
-                outcome = await self._in_thread(self._kernel.ensure, plan)
-            except (HivemeshError, OSError) as error:
-                return words, created, (str(error),)
-            created |= outcome.created
-            words += outcome.repaired or (("the namespace was removed",) if outcome.created else ())
-            if not outcome.repaired and not outcome.created:
-                break
-            self._kernel.forget(plan.namespace)
-        return words, created, outcome.failed
-
-    def _rebuilt(self, namespace: str) -> None:
-        """A whole namespace had been removed: its neighbours' links went with it, and the task in it is cut off."""
-        self._monitor.remove(namespace)
-        with contextlib.suppress(FileNotFoundError):  # gone again
-            self._monitor.add(namespace)
+    def _cut_off(self, namespace: str) -> None:
+        """It was made anew: the container that was in it has no network any more."""
         for task in self._sandboxes:
             if sandbox_namespace(task) == namespace:
                 self._on_lost(task)
-        self._touched |= set(self._kernel.affected(namespace)) - {namespace}
-        self._touch.set()
 
     def _bridges(self) -> list[str]:
         """Those on the host that are ours."""
-        plan = self._applied.get(HOST)
+        plan = self._namespaces.applied.get(HOST)
         return [link.name for link in plan.links if isinstance(link, Bridge)] if plan is not None else []
 
     async def _look(self) -> HostFacts:
         """Raises `Unavailable` or `OSError`."""
-        facts = await self._in_thread(gather, self._vtep, self._balancer)
-        lack = await self._in_thread(self._hooks.lack) if self._hooks is not None else ""
+        facts = await self._threads.run(gather, self._vtep, self._balancer)
+        lack = await self._threads.run(self._hooks.lack) if self._hooks is not None else ""
         if lack and self._facts is None:
             log.info("sockets are not balanced, nftables does it all: %s", lack)
-        self._facts = replace(facts, sockets=self._hooks is not None and not lack)
+        self._facts = replace(facts, sockets=self._hooks is not None and not lack, counts=self._counts)
         return self._facts
 
     async def _look_again(self) -> None:
@@ -581,45 +458,35 @@ class NodeNetwork:
         except (HivemeshError, OSError) as error:
             log.warning("%s", error)
 
-    async def _in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
-
     # --- for the owner ----------------------------------------------------------------------------------------------
 
-    async def differences(self) -> list[str]:
+    async def differences(self) -> list[Difference]:
         """What the kernel lacks or has too much, over all namespaces; [] means equal to the plan."""
-        if self._view is None:
+        view = self._view
+        if view is None:
             return []
         try:
             facts = self._facts or await self._look()
         except (HivemeshError, OSError) as error:
-            return [f"host: {error}"]
-        plans = self._forwarding(self._view, facts)
-        plans += [self._planner.sandbox(sandbox, facts, self._view.services) for sandbox in self._sandboxes.values()]
-        found = []
-        for plan in plans:
-            async with self._locks[plan.namespace]:
-                try:
-                    lines = await self._in_thread(self._kernel.differences, plan)
-                except (HivemeshError, OSError) as error:
-                    lines = [str(error)]
-            found += lines
-        wanted = {plan.namespace for plan in plans}
-        extra = [name for name in await self._in_thread(self._ours) if name not in wanted]
-        return found + [f"{name}: nobody wants this namespace" for name in extra]
+            return [Difference(namespace=HOST, text=str(error))]
+        plans = self._forwarding(view, facts)
+        plans += [self._planner.sandbox(sandbox, facts, view.services) for sandbox in self._sandboxes.values()]
+        return await self._namespaces.differences(plans, lambda: self._claimed(view))
 
     async def dissolve(self) -> None:
         """End the resolver and remove everything of ours from the kernel; `run` has ended.
 
-        But for plain containers on networks of this node: whoever comes next puts right what they are left with.
+        But for plain containers on networks of this node: whoever comes next puts right what they are left with, and
+        takes over the resolver, so that they go on asking meanwhile.
         """
-        await self._names.dissolve()
+        if not self._local.owners:
+            await self._names.dissolve()
         kept = {sandbox_namespace(task) for task in self._local.owners}
-        for name in await asyncio.to_thread(self._ours):
+        for name in await asyncio.to_thread(marked):
             if name not in kept:
-                await asyncio.to_thread(self._kernel.remove, name)
+                await asyncio.to_thread(self._namespaces.kernel.remove, name)
         if not self._local.in_kernel:
-            await asyncio.to_thread(self._kernel.remove, HOST)
+            await asyncio.to_thread(self._namespaces.kernel.remove, HOST)
             try:
                 await asyncio.to_thread(foreign.let_pass, ())
             except HivemeshError as error:

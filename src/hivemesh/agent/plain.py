@@ -12,7 +12,8 @@ from hivemesh.agent.grants import Grants
 from hivemesh.agent.leases import Leases
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames, Resolver
-from hivemesh.agent.network import Kernel, NodeNetwork
+from hivemesh.agent.namespaces import Kernel
+from hivemesh.agent.network import NodeNetwork
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import parts_of
 from hivemesh.engine.api import Engine

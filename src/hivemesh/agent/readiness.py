@@ -85,9 +85,9 @@ def doors_of(task: Task, image: ImageFacts) -> Doors:
 
 async def until_open(doors: Doors, look: Callable[[], frozenset[Door]], clock: Clock) -> bool:
     """Whether they were open in time; returns as soon as they are. `look` tells what is open."""
-    until, pause = clock.now() + LISTEN_TIMEOUT, FIRST_PAUSE
+    until, pause = clock.steady() + LISTEN_TIMEOUT, FIRST_PAUSE
     while not doors.are_open(look()):
-        if clock.now() >= until:
+        if clock.steady() >= until:
             return False
         await clock.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
@@ -106,6 +106,6 @@ async def until_delivered(look: Look, clock: Clock) -> None:
 
 
 async def _while(look: Look, patience: float, clock: Clock) -> None:
-    until = clock.now() + patience
-    while clock.now() < until and await asyncio.to_thread(look):  # a busy server's table is long
+    until = clock.steady() + patience
+    while clock.steady() < until and await asyncio.to_thread(look):  # a busy server's table is long
         await clock.sleep(PAUSE)

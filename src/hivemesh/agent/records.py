@@ -4,12 +4,12 @@ The engine keeps the container; it knows nothing of the networks, names and port
 """
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from hivemesh.agent.private import write_private
 from hivemesh.model.addr import Address
 from hivemesh.model.ids import NetworkID, TaskID
 from hivemesh.model.local import PublishedPort
@@ -93,7 +93,5 @@ def load(path: Path) -> dict[TaskID, Record]:
 
 def save(path: Path, records: Iterable[Record]) -> None:
     """Raises `OSError`."""
-    temporary = path.with_suffix(".new")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary.write_bytes(codec.to_json(tuple(records)))
-    os.replace(temporary, path)
+    write_private(path, codec.to_json(tuple(records)), durable=False)

@@ -13,7 +13,9 @@ import contextlib
 import itertools
 import logging
 import os
+import select
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from hivemesh.model.ids import NetworkID
 from hivemesh.wire import codec
 from hivemesh.wire.resolver import (
     LENGTH,
+    Counted,
     Forget,
     FromResolver,
     Greeting,
@@ -45,7 +48,7 @@ log = logging.getLogger("hivemesh.names")
 _SCRIPT = Path(sys.executable).with_name("hivemesh-resolver")
 COMMAND = (sys.executable, *((str(_SCRIPT),) if _SCRIPT.exists() else ("-m", "hivemesh.dns.process")))
 """By the name that people look for in a list of processes, where it is installed beside us."""
-START_TIMEOUT = 10.0
+START_TIMEOUT = 30.0
 """Seconds until a new resolver greets; it takes 0.2 on a quiet machine."""
 LOOK_AGAIN = 0.005
 """Seconds between looks whether it listens yet."""
@@ -93,6 +96,7 @@ class Resolver:
         self._complete = False
         self._held = -1  # the revision that is confirmed on the present connection
         self._confirmed = 0  # the last number of a `Sync` that was answered there
+        self.counted = Counted()  # as of a few seconds ago
         self._line: _Line | None = None
         self._wake = asyncio.Event()
         self._heard = asyncio.Condition()
@@ -113,12 +117,17 @@ class Resolver:
             self._sandboxes[sandbox.id] = sandbox
             self._changed()
 
+    def forget(self, sandbox: str) -> None:
+        """A sandbox is gone; what was never admitted is fine."""
+        if self._sandboxes.pop(sandbox, None) is not None:
+            self.failed.pop(sandbox, None)
+            self._changed()
+
     async def dismiss(self, sandbox: str) -> None:
         """A sandbox is about to go: on return the resolver holds none of its sockets, which would keep it alive."""
-        if self._sandboxes.pop(sandbox, None) is None:
+        if sandbox not in self._sandboxes:
             return
-        self.failed.pop(sandbox, None)
-        self._changed()
+        self.forget(sandbox)
         revision, line = self.revision, self._line
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT), self._heard:
@@ -130,6 +139,11 @@ class Resolver:
         if not self._complete:
             self._complete = True
             self._changed()
+
+    @property
+    def sandboxes(self) -> int:
+        """How many may ask."""
+        return len(self._sandboxes)
 
     def holds(self, revision: int) -> bool:
         """Every answer from now on is as it was told up to `revision`."""
@@ -159,7 +173,7 @@ class Resolver:
             while not self._needed() and not self._socket.exists():
                 self._wake.clear()
                 await self._wake.wait()
-            began = self._clock.now()
+            began = self._clock.steady()
             try:
                 async with self._connected() as line:
                     said = ""
@@ -169,7 +183,7 @@ class Resolver:
                 if reason != said:
                     log.warning("hivemesh-resolver: %s", reason)
                 said = reason
-            if self._clock.now() - began >= STEADY:
+            if self._clock.steady() - began >= STEADY:
                 delay = RETRY_FIRST
                 continue
             await self._clock.sleep(delay)
@@ -200,24 +214,27 @@ class Resolver:
     async def _start(self, *options: str, instead_of: int = 0) -> _Line:
         """A new one, belonging to nobody, whatever its version: there is no other to be had. Raises `Unavailable`."""
         self._socket.parent.mkdir(parents=True, exist_ok=True)
-        started = await asyncio.create_subprocess_exec(
-            "setsid", "--fork", *self._command, str(self._socket), *options, stdin=asyncio.subprocess.DEVNULL
-        )
-        await started.wait()
+        words = (*self._command, str(self._socket), *options)
+        advice = f"try `{' '.join(self._command)} {self._socket}`"
+        process = await asyncio.to_thread(_begin, words)
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 while True:
+                    ended = process is None or select.select([process], [], [], 0)[0]
                     line = await self._greeted()
                     if line is not None and line.greeting.pid != instead_of:
                         log.info("hivemesh-resolver runs as process %d", line.greeting.pid)
                         return line
                     if line is not None:
                         _close(line)
+                    if ended:
+                        raise Unavailable(f"ends before it answers; {advice}")
                     await asyncio.sleep(LOOK_AGAIN)
         except TimeoutError:
-            raise Unavailable(
-                f"does not start within {START_TIMEOUT:g} s; try `{' '.join(self._command)} {self._socket}`"
-            ) from None
+            raise Unavailable(f"does not start within {START_TIMEOUT:g} s; {advice}") from None
+        finally:
+            if process is not None:
+                os.close(process)
 
     async def _greeted(self) -> _Line | None:
         """A connection to whoever listens at the socket; None when nobody does. Raises `Unavailable`."""
@@ -317,6 +334,7 @@ class Resolver:
                     log.warning("names cannot be resolved in sandbox %s: %s", sandbox, why)
                 line.sandboxes.pop(sandbox, None)  # told again with whatever comes next
             self.failed = frame.failed
+            self.counted = frame.counted
             async with self._heard:
                 self._confirmed = frame.number
                 self._heard.notify_all()
@@ -335,6 +353,19 @@ class Resolver:
                         break
                 _close(line)
         self._socket.unlink(missing_ok=True)
+
+
+def _begin(words: Sequence[str]) -> int | None:
+    """Start a process that outlives us and is no child of ours; its pidfd, None when it has ended already. It blocks.
+
+    Not by the event loop, whose own end of a pipe would be left in the process for ever.
+    """
+    shell = ["sh", "-c", 'setsid "$@" >&2 & echo $!', "sh", *words]
+    done = subprocess.run(shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+    try:
+        return os.pidfd_open(int(done.stdout))
+    except ProcessLookupError:
+        return None
 
 
 async def _receive(reader: asyncio.StreamReader) -> FromResolver:

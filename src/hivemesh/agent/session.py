@@ -18,6 +18,7 @@ import msgspec
 
 from hivemesh.agent.identity import Identity
 from hivemesh.agent.join import reason_of, renew
+from hivemesh.agent.knock import Silence, who_is_there
 from hivemesh.clock import Clock
 from hivemesh.model.errors import HivemeshError, Unavailable
 from hivemesh.model.ids import TaskID
@@ -32,16 +33,20 @@ from hivemesh.wire.control import (
     REFUSAL_HEADER,
     Ack,
     ExamineWanted,
+    FeedUnwanted,
+    FeedWanted,
     FromAgent,
     FromManager,
     Heartbeat,
     Hello,
+    InspectWanted,
     LogsUnwanted,
     LogsWanted,
     Report,
     Snapshot,
     TaskItem,
     TaskReport,
+    TraceWanted,
     View,
     Welcome,
     key_of,
@@ -59,8 +64,8 @@ LAST_DELAY_OF_SEVERAL = 0.5
 MOST_HOPS = 3
 """Times in a row that a manager may send us to another one as the leader."""
 PING = 4.0
-"""Seconds of silence after which a manager is asked for a sign of life; half of that it has for the answer. Only with
-several managers: with one there is nowhere else to go."""
+"""Seconds of silence after which a manager is asked for a sign of life; half of that it has for the answer. Only while
+several managers are known: with one there is nowhere else to go."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for TCP, TLS and the upgrade."""
 MISSED = 3
@@ -108,6 +113,9 @@ class Session:
         clock: Clock,
         logs: Callable[[LogsWanted | LogsUnwanted, str], None] = lambda frame, manager: None,
         examine: Callable[[ExamineWanted, str], None] = lambda frame, manager: None,
+        trace: Callable[[TraceWanted, str], None] = lambda frame, manager: None,
+        inspect: Callable[[InspectWanted, str], None] = lambda frame, manager: None,
+        feed: Callable[[FeedWanted | FeedUnwanted, str], None] = lambda frame, manager: None,
     ) -> None:
         self.identity = identity
         self.state: State = "connecting"
@@ -120,6 +128,9 @@ class Session:
         self._clock = clock
         self._logs = logs
         self._examine = examine
+        self._trace = trace
+        self._inspect = inspect
+        self._feed = feed
         self._changed = asyncio.Condition()
         self._reports: dict[TaskID, TaskStatus] = {}  # the latest of each task until the view shows it
         self._unsent: set[TaskID] = set()
@@ -164,11 +175,13 @@ class Session:
         """Stay connected. Returns only when the node was removed from the swarm (`state`, `error`)."""
         renewal = asyncio.create_task(self._renew(), name="certificate renewal")
         try:
-            delay, leader, hops = FIRST_DELAY, "", 0
+            delay, leader, manager, hops = FIRST_DELAY, "", "", 0
             while True:
-                began, manager = self._clock.now(), leader or random.choice(self.identity.facts.managers)
+                began, candidates = self._clock.steady(), [leader] if leader else self._in_turn(manager)
                 leader = ""
                 try:
+                    self._check_certificate()
+                    manager = await who_is_there(candidates, CONNECT_TIMEOUT)
                     await self._connect(manager)
                 except Elsewhere as told:
                     hops += 1
@@ -183,14 +196,16 @@ class Session:
                     log.info("asking for a new snapshot: %s", error)
                     delay = FIRST_DELAY
                 except (aiohttp.ClientError, OSError, TimeoutError, HivemeshError, msgspec.MsgspecError) as error:
-                    reason = (
-                        f"{manager}: {reason_of(error)}" if isinstance(error, aiohttp.ClientError) else reason_of(error)
-                    )
+                    reason = reason_of(error)
+                    if isinstance(error, aiohttp.ClientError):
+                        reason = f"{manager}: {reason}"
                     if reason != self.error:
                         log.warning("no session with a manager: %s", reason)
                     await self._become(self.state, reason)
+                    if isinstance(error, Silence):
+                        continue  # to go on knocking is the pause
                 hops = 0
-                if self._clock.now() - began > LAST_DELAY:  # it held for a while
+                if self._clock.steady() - began > LAST_DELAY:  # it held for a while
                     delay = FIRST_DELAY
                 await self._clock.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, LAST_DELAY_OF_SEVERAL if self._several else LAST_DELAY)
@@ -198,21 +213,28 @@ class Session:
             renewal.cancel()
             await asyncio.gather(renewal, return_exceptions=True)
 
+    def _in_turn(self, failed: str) -> list[str]:
+        """Who is tried, in random order; the one that failed last comes last."""
+        known = self.identity.facts.managers
+        return sorted(random.sample(known, len(known)), key=lambda manager: manager == failed)
+
     @property
     def _several(self) -> bool:
         return len(self.identity.facts.managers) > 1
 
-    # --- one connection -----------------------------------------------------------------------------------------
-
-    async def _connect(self, manager: str) -> None:
-        """One session, to its end. Always raises, or is cancelled."""
+    def _check_certificate(self) -> None:
         end = self.identity.validity()[1]
         if end < self._clock.now():
             raise Unavailable(
                 f"the certificate of this node expired on {time.strftime('%Y-%m-%d', time.gmtime(end))}: "
                 "check the clock, or leave the swarm and join again"
             )
-        self._hello = await self._introduction()
+
+    # --- one connection -----------------------------------------------------------------------------------------
+
+    async def _connect(self, manager: str) -> None:
+        """One session, to its end. Always raises, or is cancelled."""
+        self._hello = await self._greeting()
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as http:
             try:
@@ -223,7 +245,7 @@ class Session:
                         server_hostname=MANAGER_NAME,
                         max_msg_size=MAX_FRAME,
                         timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-                        heartbeat=PING if self._several else None,
+                        autoping=False,
                     )
             except aiohttp.WSServerHandshakeError as error:
                 said = error.headers.get(REFUSAL_HEADER, "") if error.headers else ""
@@ -260,6 +282,15 @@ class Session:
                     continue
                 if isinstance(frame, ExamineWanted):
                     self._examine(frame, manager)
+                    continue
+                if isinstance(frame, TraceWanted):
+                    self._trace(frame, manager)
+                    continue
+                if isinstance(frame, InspectWanted):
+                    self._inspect(frame, manager)
+                    continue
+                if isinstance(frame, FeedWanted | FeedUnwanted):
+                    self._feed(frame, manager)
                     continue
                 if isinstance(frame, Snapshot):
                     self.view = {key_of(item): item for item in frame.items}
@@ -301,7 +332,7 @@ class Session:
         return asyncio.create_task(self._beat(welcome.heartbeat), name="heartbeat")
 
     async def _receive(self, ws: aiohttp.ClientWebSocketResponse, manager: str, timeout: float | None) -> FromManager:
-        message = await ws.receive(timeout)
+        message = await self._heard(ws, manager, timeout)
         if message.type is aiohttp.WSMsgType.BINARY:
             return codec.unpack(message.data, FromManager)  # type: ignore[arg-type]
         if message.type is aiohttp.WSMsgType.CLOSE:
@@ -309,6 +340,32 @@ class Session:
                 raise Removed(message.extra or "the node was removed from the swarm")
             raise ConnectionError(f"the manager at {manager} ended the session: {message.extra or message.data}")
         raise ConnectionError(f"the connection to the manager at {manager} broke")
+
+    async def _heard(
+        self, ws: aiohttp.ClientWebSocketResponse, manager: str, timeout: float | None
+    ) -> aiohttp.WSMessage:
+        """The next message that is no sign of life. Without `timeout` a manager that gives none is left for another.
+
+        How many there are is looked at each time: a session that began with the only manager goes on beside others.
+        """
+        asked = False
+        while True:
+            try:
+                message = await ws.receive(timeout or (PING / 2 if asked else PING))
+            except TimeoutError:
+                if timeout is not None:
+                    raise
+                if asked:
+                    raise ConnectionError(f"the manager at {manager} says nothing any more") from None
+                if asked := self._several:
+                    async with asyncio.timeout(PING / 2):
+                        await ws.ping()
+                continue
+            if message.type is aiohttp.WSMsgType.PING:
+                await ws.pong(message.data)
+            elif message.type is not aiohttp.WSMsgType.PONG:
+                return message
+            asked = False
 
     async def _send(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         """All frames go through here; what piles up while the socket is full becomes one frame."""
@@ -362,13 +419,22 @@ class Session:
     async def _watch_description(self) -> None:
         while True:
             await self._clock.sleep(DESCRIBE_PERIOD)
-            await self._tell_changes()
+            await self.tell_changes()
 
-    async def _tell_changes(self) -> None:
+    async def tell_changes(self) -> None:
+        """Managers hear what is new about this machine, if anything is."""
         hello = await self._introduction()
         if hello != self._hello:
             self._hello, self._hello_due = hello, True
             self._wake.set()
+
+    async def _greeting(self) -> Hello:
+        """What this node says first. It said it before, if it had a session: to come back must not take an engine's
+        time, and what is new since is told a moment later (`_take_certificates`)."""
+        if self._hello is None:
+            return await self._introduction()
+        description = msgspec.structs.replace(self._hello.description, trust=self.identity.trust())
+        return Hello(description=description, vtep=self.identity.facts.vtep)
 
     async def _introduction(self) -> Hello:
         description = msgspec.structs.replace(await self._describe(), trust=self.identity.trust())
@@ -399,7 +465,7 @@ class Session:
                     await self._clock.sleep(CERTIFICATE_RETRY)
                 elif before != self.identity.facts.role:
                     log.info("this node is a %s now", self.identity.facts.role)
-            await self._tell_changes()
+            await self.tell_changes()
 
     def _lacks_certificate(self) -> bool:
         if self._due_role not in ("", self.identity.facts.role):

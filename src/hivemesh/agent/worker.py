@@ -14,24 +14,28 @@ import asyncio
 import logging
 import shutil
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from hivemesh.agent.executor import Executor
 from hivemesh.agent.files import SandboxFiles
 from hivemesh.agent.leases import Leases
+from hivemesh.agent.lent import LentNetworks
 from hivemesh.agent.local import LocalNetworks
 from hivemesh.agent.names import NodeNames, Resolver
-from hivemesh.agent.network import Kernel, NodeNetwork
+from hivemesh.agent.namespaces import Kernel
+from hivemesh.agent.network import NodeNetwork
 from hivemesh.agent.private import write_private
 from hivemesh.agent.secrets import TaskSecrets, is_confidential
 from hivemesh.clock import Clock
 from hivemesh.cnm.node import ViewParts, parts_of
-from hivemesh.config import RUN_DIR
+from hivemesh.config import RUN_DIR, Counts
 from hivemesh.dataplane.balancer.engines import BASE
 from hivemesh.dataplane.balancer.engines import Engine as Balancer
+from hivemesh.dataplane.differing import Difference
 from hivemesh.engine.api import TASK_LABEL, ContainerInfo, Engine
 from hivemesh.kernel.api import NamespacePlan
 from hivemesh.kernel.sockethooks import SocketHooks
@@ -46,8 +50,8 @@ from hivemesh.wire.control import AnyItem, TaskItem, View, key_of
 log = logging.getLogger("hivemesh.worker")
 
 SAVE_PERIOD = 0.1
-"""Seconds at least between two writes of the view. A daemon that is killed begins with what was written last: ports
-opened since then would be closed until a manager speaks."""
+"""Seconds at least between two writes of the view. A daemon that is killed begins with what was written last, and
+takes nothing away by it before a manager could speak: see `NodeNetwork.want`."""
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
 DISSOLVE_GRACE = 10.0
 END_WAIT = 5.0
@@ -82,6 +86,7 @@ class Worker:
         clock: Clock,
         balancer: Balancer = BASE,
         hooks: SocketHooks | None = None,
+        counts: Counts = "bytes",
         run_dir: Path = RUN_DIR,
         local: LocalNetworks | None = None,
     ) -> None:
@@ -91,22 +96,29 @@ class Worker:
         self._directory = data_dir / "agent"
         self._files = SandboxFiles(self._directory / "tasks")
         self._secrets = TaskSecrets(run_dir / "secrets")
+        local = local or LocalNetworks(data_dir / "local", clock)
+        self.lent = LentNetworks(local, self._directory / "lent.json")
         self._network = NodeNetwork(
             applier,
             NodeNames(resolver, self._files, self._applied),
             vtep=vtep,
             balancer=balancer,
             hooks=hooks,
+            counts=counts,
             leases=Leases(self._directory / "leases.json"),
             clock=clock,
             lost=self._lost,
-            local=local or LocalNetworks(data_dir / "local", clock),
+            local=local,
+            lent=self.lent,
         )
         self._view: View = {}
         self._parts: ViewParts | None = None
         self._revision = 0
         self._assigned = False  # a manager has spoken, since this process began
         self._settled = 0  # the newest revision that kernel and names follow
+        self._waits_since: float | None = None  # for kernel and names to follow, by the loop's clock
+        self.lag = 0.0
+        """Seconds that kernel and names took to follow the latest view they follow."""
         self._ending: dict[TaskID, int] = {}  # since which revision a task of ours may end
         self._executors: dict[TaskID, Executor] = {}
         self._containers: dict[TaskID, ContainerInfo] | None = None  # found at start; None: not known yet
@@ -119,6 +131,11 @@ class Worker:
         return dict(self._network.drift)
 
     @property
+    def behind(self) -> float:
+        """Seconds since a view came that kernel and names do not follow yet; 0: they follow."""
+        return 0.0 if self._waits_since is None else asyncio.get_running_loop().time() - self._waits_since
+
+    @property
     def network(self) -> NodeNetwork:
         """The network of this node, for those beside tasks who need sandboxes."""
         return self._network
@@ -126,6 +143,8 @@ class Worker:
     def assign(self, view: View, revision: int) -> None:
         """Take over a whole view. Returns at once."""
         first, self._assigned = not self._assigned, True
+        if self._waits_since is None:
+            self._waits_since = asyncio.get_running_loop().time()
         self._view, self._revision, self._parts = view, revision, parts_of(view)
         here = self._parts.tasks.keys() | self._executors.keys()
         self._ending = {task: since for task, since in self._ending.items() if task in here}
@@ -133,6 +152,7 @@ class Worker:
         self._secrets.learn(view)
         if first:
             self._files.keep(self._parts.tasks.keys())
+            self.lent.keep({task for task, item in self._parts.tasks.items() if not item.task.status.state.dead})
             self._secrets.keep({task for task, item in self._parts.tasks.items() if not item.task.status.state.dead})
         self._save_due.set()
         self._update_tasks()
@@ -166,7 +186,12 @@ class Worker:
         """What the kernel was last made to hold, by namespace."""
         return self._network.plans
 
-    async def equal_to_plan(self) -> list[str]:
+    @property
+    def revisions(self) -> tuple[int, int]:
+        """The newest view, and the one that kernel and names follow."""
+        return self._revision, self._settled
+
+    async def equal_to_plan(self) -> list[Difference]:
         """Every difference between the kernel and what it should hold; [] means equal."""
         return await self._network.differences()
 
@@ -181,6 +206,7 @@ class Worker:
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 log.warning("cannot stop a container: %s", outcome)
+        self.lent.dissolve()
         await self._network.dissolve()
         try:
             await asyncio.to_thread(self._secrets.dissolve)
@@ -242,10 +268,9 @@ class Worker:
         for identifier, container in strangers.items():
             if identifier not in self._executors:
                 log.info("removing the container %s, whose task is gone", container.name)
-                self._group.create_task(self._remove(container), name=f"remove {container.name}")
+                self._spawn(self._remove(container), f"remove {container.name}")
 
     def _begin(self, item: TaskItem, found: ContainerInfo | None) -> None:
-        assert self._group is not None
         executor = Executor(
             item,
             engine=self._engine,
@@ -255,7 +280,14 @@ class Worker:
             found=found,
         )
         self._executors[item.task.id] = executor
-        self._group.create_task(self._execute(executor), name=f"task {item.task.id}")
+        self._spawn(self._execute(executor), f"task {item.task.id}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        assert self._group is not None
+        try:
+            self._group.create_task(work, name=name)
+        except RuntimeError:  # all of it is ending: that is for the next daemon
+            work.close()
 
     async def _execute(self, executor: Executor) -> None:
         try:
@@ -290,6 +322,8 @@ class Worker:
     def _applied(self, revision: int, pending: int) -> None:
         held = any(since > self._settled for since in self._ending.values())
         self._settled = revision
+        if revision >= self._revision and not pending:
+            self.lag, self._waits_since = self.behind or self.lag, None
         if held:
             self._update_tasks()
         if self._assigned:
@@ -309,7 +343,7 @@ class Worker:
             return  # a fresh node, or a torn file: wait for a manager
         self._view = {key_of(item): item for item in saved.items}
         self._revision, self._parts = saved.revision, parts_of(self._view)
-        self._network.want(self._parts, saved.revision)
+        self._network.want(self._parts, saved.revision, remembered=True)
 
     async def _save(self) -> None:
         while True:
@@ -336,8 +370,8 @@ class _Sandboxes:
     async def attach(self, task: Task) -> str:
         return await self._network.attach(task)
 
-    async def detach(self, task: TaskID) -> None:
-        await self._network.detach(task)
+    async def detach(self, task: TaskID, *, unplug: bool = False) -> None:
+        await self._network.detach(task, unplug=unplug)
 
     def files(self, task: Task, hostname: str) -> dict[str, str]:
         return self._network.files(task, hostname)
