@@ -15,7 +15,9 @@ from hivemesh.api import (
     attached,
     containers,
     distribution,
+    doctor,
     events,
+    feeds,
     logs,
     networks,
     nodes,
@@ -27,6 +29,7 @@ from hivemesh.api import (
     swarm,
     system,
     tasks,
+    topology,
     trace,
 )
 from hivemesh.api.errors import ApiError, status_of
@@ -67,6 +70,9 @@ def create_app(local: LocalNode) -> web.Application:
         tasks,
         networks,
         trace,
+        topology,
+        doctor,
+        feeds,
         events,
         attached,
         containers,

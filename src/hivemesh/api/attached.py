@@ -14,7 +14,7 @@ from aiohttp import web
 
 from hivemesh.api import passthrough
 from hivemesh.api.errors import GRPC_CODE, ApiError, status_of
-from hivemesh.api.http import answer, body_of, local_of
+from hivemesh.api.http import answer, local_of, object_of
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable
 from hivemesh.model.ids import TaskID
 from hivemesh.wire import codec
@@ -202,7 +202,7 @@ async def _explain(request: web.Request) -> None:
 
 @routes.post("/networks/{ref}/connect")
 async def connect(request: web.Request) -> web.StreamResponse:
-    network, body = request.match_info["ref"], await body_of(request)
+    network, body = request.match_info["ref"], await object_of(request)
     container, config = str(strict.pick(body, "Container") or ""), strict.pick(body, "EndpointConfig")
     attached = local_of(request).attached
     if attached is None:
@@ -234,7 +234,7 @@ async def connect(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/networks/{ref}/disconnect")
 async def disconnect(request: web.Request) -> web.StreamResponse:
-    network, body = request.match_info["ref"], await body_of(request)
+    network, body = request.match_info["ref"], await object_of(request)
     container = str(strict.pick(body, "Container") or "")
     _refuse_builtin(network)
     found = await _find(request, container)

@@ -76,6 +76,14 @@ async def body_of(request: web.Request, *, optional: bool = False) -> Any:
     return strict.decode(data)
 
 
+async def object_of(request: web.Request) -> dict[str, Any]:
+    """The JSON body, an object. Raises `Invalid`, and as `body_of`."""
+    body = await body_of(request)
+    if not isinstance(body, dict):
+        raise Invalid("invalid JSON: the body must be an object")
+    return body
+
+
 async def changed_spec(request: web.Request) -> Any:
     """The body of an update, without options: dockerode sends everything in the query and in the body."""
     body = await body_of(request)
@@ -128,6 +136,24 @@ def any_of(filters: Filters, name: str, test: Callable[[str], bool]) -> bool:
     """Whether one of the filter's values passes, or there is no such filter."""
     values = filters.get(name)
     return not values or any(test(value) for value in values)
+
+
+def one_of(filters: Filters, name: str, known: Iterable[str]) -> None:
+    """Raises `Invalid` in Docker's words for a value that the filter cannot have."""
+    known = tuple(known)
+    for value in filters.get(name, ()):
+        if value not in known:
+            raise Invalid(f"invalid filter: '{name}'='{value}': use {', '.join(known)}")
+
+
+def truth_of(filters: Filters, name: str) -> bool | None:
+    """The one value of a filter that is true or false; None without it. Raises `Invalid` in Docker's words."""
+    values = filters.get(name)
+    if not values:
+        return None
+    if len(values) > 1 or values[0] not in ("1", "true", "0", "false"):
+        raise Invalid(f"invalid filter '{name}=[{' '.join(values)}]': use true or false")
+    return values[0] in ("1", "true")
 
 
 def labels_match(filters: Filters, labels: Mapping[str, str], name: str = "label") -> bool:

@@ -1,5 +1,6 @@
 """What the API needs of the daemon it runs in: `daemon.py` implements it, tests have a small one of their own."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -8,9 +9,12 @@ from hivemesh.clock import Clock
 from hivemesh.engine.api import EngineInfo
 from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID
-from hivemesh.registry import Registries
+from hivemesh.registry.client import Registries
+from hivemesh.wire.doctor import Asked, Diagnosis
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
+from hivemesh.wire.feed import Entry, What
 from hivemesh.wire.insight import Insight, Insights
+from hivemesh.wire.topology import Picture
 from hivemesh.wire.trace import Question, Trace
 
 if TYPE_CHECKING:
@@ -152,6 +156,24 @@ class LocalNode(Protocol):
     async def trace(self, question: Question) -> Trace:
         """The way of a packet. Raises `Invalid` or `NotFound` when the question leads nowhere, `Unavailable` outside a
         swarm or before this node knows its networks.
+        """
+        ...
+
+    def feed(self, what: What, node: str) -> AsyncGenerator[Entry, None]:
+        """Traffic as it happens, without an end: on a manager of all nodes, or of one by name or id. Raises `NotFound`
+        for a node that is none, `Unavailable` outside a swarm, or on a worker that is asked for another node.
+        """
+        ...
+
+    async def topology(self, *, detailed: bool | None) -> Picture:
+        """The swarm as it is wanted and as all kernels have it, laid out; with every sandbox's links, without, or
+        (None) as many as fit. Raises `Unavailable` on a node that is no manager.
+        """
+        ...
+
+    async def doctor(self, asked: Asked) -> Diagnosis:
+        """How this machine is and, in a swarm, all nodes and the ways between them. Takes some seconds; what is broken
+        is found, and raises nothing.
         """
         ...
 

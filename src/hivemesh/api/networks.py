@@ -1,7 +1,7 @@
 """`/networks`: the swarm's overlay networks and, beside them, those of this node."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -17,10 +17,13 @@ from hivemesh.api.http import (
     labels_match,
     local_of,
     manager_of,
+    one_of,
     pattern_match,
+    truth_of,
 )
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import Conflict, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
+from hivemesh.model.ids import EndpointID
 from hivemesh.model.local import PREDEFINED, LocalNetwork
 from hivemesh.model.network import Network
 from hivemesh.wire.engine import localnets, objects, requests
@@ -41,6 +44,9 @@ PRUNE_FILTERS = ("label", "label!", "until")
 async def list_networks(request: web.Request) -> web.Response:
     """Those of the swarm on every node, workers too; and those of this node."""
     filters = filters_of(request, FILTERS)
+    one_of(filters, "type", ("builtin", "custom"))
+    one_of(filters, "scope", ("swarm", "global", "local"))
+    truth_of(filters, "dangling")
     insights = (await local_of(request).networks()).networks
     local = local_of(request).local_networks
     found = [objects.network(about) for about in insights]
@@ -51,11 +57,15 @@ async def list_networks(request: web.Request) -> web.Response:
     return answer([network | {"Containers": {}} for network in shown])
 
 
-def _endpoints(local: "LocalNetworks", network: LocalNetwork) -> list[localnets.Endpoint]:
+def _endpoints(
+    local: "LocalNetworks", network: LocalNetwork, ids: Mapping[EndpointID, str] | None = None
+) -> list[localnets.Endpoint]:
+    """`ids` are those of containers by their endpoints, where somebody else knows better."""
+    known = ids or {}
     return [
         localnets.Endpoint(
-            container=task.status.container_id or task.id, name=task.container, endpoint=attachment.endpoint_id,
-            mac=attachment.mac, addresses=attachment.addresses,
+            container=known.get(attachment.endpoint_id) or task.status.container_id or task.id, name=task.name,
+            endpoint=attachment.endpoint_id, mac=attachment.mac, addresses=attachment.addresses,
         )
         for task, attachment in local.members(network.id)
     ]  # fmt: skip
@@ -71,7 +81,7 @@ def _matches(network: dict[str, Any], filters: Filters, used: Collection[str]) -
         and any_of(filters, "driver", str(network.get("Driver")).__eq__)
         and any_of(filters, "scope", str(network.get("Scope")).__eq__)
         and any_of(filters, "type", kind.__eq__)
-        and any_of(filters, "dangling", lambda value: (value.lower() in ("true", "1")) == dangling)
+        and truth_of(filters, "dangling") in (None, dangling)
         and labels_match(filters, network.get("Labels") or {})
     )
 
@@ -96,6 +106,11 @@ async def inspect(request: web.Request) -> web.StreamResponse:
     value = objects.network(about)
     value["Containers"] = objects.network_containers(about, local.node_id)
     value["Status"] = objects.network_status(about)
+    mine = local.local_networks.known(about.network.id)
+    if mine is not None:  # of the swarm, and made by each node: this one's settings and containers
+        ids = {member.endpoint: member.container for member in about.members if member.container}
+        seen = localnets.local_network(mine, _endpoints(local.local_networks, mine, ids))
+        value |= {key: seen[key] for key in ("EnableIPv6", "IPAM", "Internal", "Options", "Containers")}
     if flag(request, "verbose"):
         value["Services"] = objects.network_services(about)
     return answer(value)
@@ -135,7 +150,7 @@ def _find(manager: "Manager | None", ref: str) -> Network | None:
 async def create(request: web.Request) -> web.StreamResponse:
     body = await body_of(request)
     local = local_of(request)
-    if requests.network_driver(body) != requests.OVERLAY:
+    if not requests.is_of_the_swarm(body):
         wanted = localnets.local_spec(body)
         insights = (await local.networks()).networks
         if any(about.network.spec.name == wanted.name for about in insights):

@@ -10,6 +10,7 @@ from aiohttp import web
 import hivemesh
 from hivemesh.api.http import MAX_VERSION, answer, version_text
 from hivemesh.api.operations import OPERATIONS, Query
+from hivemesh.model.addr import Address
 
 routes = web.RouteTableDef()
 
@@ -33,7 +34,7 @@ async def describe(request: web.Request) -> web.Response:
 def document() -> dict[str, Any]:
     """The whole description. Paths are without the version that may stand before each (`/v1.51/services`)."""
     bodies = [operation.body for operation in OPERATIONS if operation.body is not None]
-    schemas, components = msgspec.json.schema_components(bodies, ref_template=COMPONENT)
+    schemas, components = msgspec.json.schema_components(bodies, schema_hook=_custom, ref_template=COMPONENT)
     schema_of = dict(zip(bodies, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
@@ -84,6 +85,13 @@ def document() -> dict[str, Any]:
             },
         },
     }
+
+
+def _custom(kind: object) -> dict[str, Any]:
+    """Of what msgspec does not know by itself: addresses of both families, as text."""
+    if kind is Address:
+        return {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+    raise NotImplementedError(kind)
 
 
 def _identifier(method: str, path: str) -> str:

@@ -5,13 +5,15 @@ of compatibility lists. A test holds it against the routes.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hivemesh.api import events, networks, nodes, services, tasks
+from hivemesh.api import events, networks, nodes, services, system, tasks
 from hivemesh.api.containers import Limits
 from hivemesh.model.cluster import SwarmSpec
 from hivemesh.model.node import NodeSpec
 from hivemesh.model.secret import PayloadSpec
 from hivemesh.model.service import ServiceSpec
+from hivemesh.wire.doctor import Asked
 from hivemesh.wire.engine.requests import NetworkCreate, SwarmInit, SwarmJoin
+from hivemesh.wire.registryauth import RegistryAuth
 from hivemesh.wire.trace import Question
 
 Shape = Literal["nothing", "object", "list", "string", "text", "stream"]
@@ -52,6 +54,10 @@ class Operation:
 
 VERSION = Query(name="version", kind="integer", about="Version.Index of the object, as last seen", required=True)
 FORCE = Query(name="force", kind="boolean", about="even when it is in use")
+FEED = (
+    Query(name="node", kind="string", about="of this node alone, by name or id"),
+    Query(name="for", kind="number", about="seconds after which it ends"),
+)
 LOGS = (
     Query(name="stdout", kind="boolean", about="what was written to standard output"),
     Query(name="stderr", kind="boolean", about="what was written to standard error; one of the two has to be given"),
@@ -74,11 +80,22 @@ SYSTEM = (
     Operation(method="GET", path="/openapi.json", about="This description", tag="system", shape="object"),
     Operation(method="GET", path="/distribution/{name}/json", about="The digest of an image, as its registry knows it",
               tag="system", shape="object"),
-    Operation(method="GET", path="/plugins", about="Plugins, of which there are none", tag="system", shape="list"),
+    Operation(method="POST", path="/auth", about="Check credentials for a registry", tag="system", body=RegistryAuth,
+              shape="object"),
+    Operation(method="GET", path="/plugins", about="Plugins, of which there are none", tag="system", shape="list",
+              filters=system.PLUGIN_FILTERS),
     Operation(method="GET", path="/hivemesh/drift", about="What this node's kernel lacks against the plan",
               tag="system", shape="object"),
     Operation(method="POST", path="/hivemesh/trace", about="The way of a packet, as planned and as the kernels have it",
               tag="system", shape="object", body=Question),
+    Operation(method="GET", path="/hivemesh/flows", about="New connections as they begin, with the services' names",
+              tag="system", shape="stream", query=FEED),
+    Operation(method="GET", path="/hivemesh/counts", about="What nodes have counted of their traffic, each second",
+              tag="system", shape="stream", query=FEED),
+    Operation(method="GET", path="/hivemesh/topology", about="The swarm as a picture: boxes, lines, places",
+              tag="system", shape="object", query=(Query(name="detail", kind="string", about="full or compact"),)),
+    Operation(method="POST", path="/hivemesh/doctor", about="What is wrong with this machine and its swarm",
+              tag="system", shape="object", body=Asked),
 )  # fmt: skip
 
 SWARM = (
@@ -232,7 +249,6 @@ ENGINE = (
         "POST /images/prune Remove images that nothing uses",
         "DELETE /images/{ref} Remove an image",
         "POST /build Build an image",
-        "POST /auth Check credentials for a registry",
     ),
     *_engines(
         "volume",

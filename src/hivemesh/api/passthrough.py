@@ -415,7 +415,6 @@ for _path in (
     r"/build",
     r"/build/{rest:.+}",
     r"/commit",
-    r"/auth",
     r"/session",
     r"/plugins",
     r"/plugins/{rest:.+}",

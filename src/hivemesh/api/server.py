@@ -19,6 +19,10 @@ MODE = 0o660
 GROUPS = ("hivemesh", "docker")
 """Unless one is named, the first of these groups that exists owns the socket, as `docker` does with Docker's."""
 
+LONGEST_LINE = 1 << 20
+"""Bytes of a request's first line, and of each of its headers: Go's servers take as much, and filters with many labels
+or the credentials of some registries are longer than the 8 kB that are usual."""
+
 PATIENCE = 2.0
 """Seconds that requests under way get when the daemon stops; event streams never end by themselves."""
 
@@ -41,8 +45,9 @@ class ApiServer:
         # With handler_cancellation a client that hangs up ends its streams; what must not stop half-way shields itself.
         group = _group_id(self._group)
         runner = web.AppRunner(
-            create_app(self._local), handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE
-        )
+            create_app(self._local), handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE,
+            max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE,
+        )  # fmt: skip
         await runner.setup()
         listener = _listen(self._path, group)
         inode = self._path.stat().st_ino

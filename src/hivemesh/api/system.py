@@ -10,7 +10,7 @@ from aiohttp import web
 
 import hivemesh
 from hivemesh.api import passthrough, tls
-from hivemesh.api.http import MAX_VERSION, MIN_VERSION, answer, local_of, version_text
+from hivemesh.api.http import MAX_VERSION, MIN_VERSION, answer, filters_of, local_of, truth_of, version_text
 from hivemesh.api.local import LocalNode
 from hivemesh.model.errors import HivemeshError, Invalid, Unsupported
 from hivemesh.model.node import Node
@@ -210,9 +210,13 @@ def _swarm(local: LocalNode) -> dict[str, Any]:
     return result
 
 
+PLUGIN_FILTERS = ("capability", "enabled")
+
+
 @routes.get("/plugins")
 async def plugins(request: web.Request) -> web.Response:
     """There are none: drivers of networks and volumes are built in."""
+    truth_of(filters_of(request, PLUGIN_FILTERS), "enabled")
     return answer([])
 
 

@@ -1,4 +1,4 @@
-"""`POST /hivemesh/trace`: the way of a packet, as planned and as the kernels have it. Changes nothing."""
+"""`POST /hivemesh/trace`: the way of a packet, as planned, as the kernels have it, and as probes find it."""
 
 import msgspec
 from aiohttp import web

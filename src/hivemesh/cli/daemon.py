@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import resource
@@ -14,7 +15,8 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from hivemesh.config import DATA_DIR, RUN_DIR, SOCKET_NAME, DaemonConfig
+from hivemesh.config import DATA_DIR, RUN_DIR, SOCKET_NAME, WEB, Counts, DaemonConfig
+from hivemesh.model.addr import parse_host_port
 from hivemesh.model.errors import HivemeshError
 from hivemesh.model.generic import GenericResource, unparse
 from hivemesh.model.generic import parse as parse_generic
@@ -72,12 +74,22 @@ Examples:
 @click.option("--socket-balancing", type=click.Choice(["on", "off"]), default="on", show_default=True,
               help="Lead sockets to a service's tasks as they connect (eBPF), where the kernel allows it; nftables "
                    "does the rest, or all.")  # fmt: skip
+@click.option("--count", "counts", type=click.Choice(["bytes", "connections", "off"]), default="bytes",
+              show_default=True,
+              help="What the kernel counts of each published port and backend, for metrics and `hivemesh top`: bytes "
+                   "take one look-up a packet, connections one each.")  # fmt: skip
 @click.option("--store", default="", metavar="URL",
               help="Keep the swarm's state in this etcd cluster: etcd://HOST:PORT[,HOST:PORT...][/PREFIX], or etcds:// "
                    "with ?ca=FILE&cert=FILE&key=FILE. Without it managers run their own.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this engine; may be repeated.")
 @click.option("--node-generic-resource", "generic", multiple=True, metavar="NAME=VALUE", callback=_generic,
               help="What tasks may take of this node: SSD=3, or GPU=id1 for each; may be repeated.")  # fmt: skip
+@click.option("--web", default=WEB, show_default=True, metavar="ADDRESS:PORT|off",
+              help="Where the topology page and the metrics are served. Beyond loopback with TLS, to who has the token "
+                   "in DATA_DIR/web/token.")  # fmt: skip
+@click.option("--web-certificate", type=click.Path(path_type=Path), metavar="FILE",
+              help="For TLS there; with its key.  [default: one signed by itself]")  # fmt: skip
+@click.option("--web-key", type=click.Path(path_type=Path), metavar="FILE", help="The certificate's key.")
 @click.option("--install", is_flag=True, help="Have systemd start it at each boot, with the other options given here.")
 @click.option("--start", is_flag=True, help="With --install: start it now, too.")
 @click.option("--uninstall", is_flag=True, help="Undo --install; containers and the node's state stay.")
@@ -96,9 +108,13 @@ def main(
     images: tuple[str, ...],
     balancer: Literal["nftables", "ipvs"],
     socket_balancing: str,
+    counts: Counts,
     store: str,
     labels: tuple[str, ...],
     generic: tuple[GenericResource, ...],
+    web: str,
+    web_certificate: Path | None,
+    web_key: Path | None,
     install: bool,
     start: bool,
     uninstall: bool,
@@ -111,6 +127,8 @@ def main(
         raise click.UsageError("choose --install or --uninstall")
     if socket is not None and hosts is not None:
         raise click.UsageError("--socket and --host both name the socket: choose one")
+    if (web_certificate is None) != (web_key is None):
+        raise click.UsageError("give --web-certificate and --web-key together, or neither")
     if os.geteuid() != 0:
         raise click.ClickException("hivemeshd makes network namespaces and runs containers: start it as root")
     logging.basicConfig(
@@ -119,6 +137,7 @@ def main(
     if install or uninstall:
         _installing(context, start=start, uninstall=uninstall)
         return
+    faulthandler.register(signal.SIGUSR1)  # to stderr, whatever the threads are stuck in; as `dockerd` does
     _allow_many_files()
     config = DaemonConfig(
         data_dir=data_dir.absolute(),
@@ -129,9 +148,13 @@ def main(
         process_images={name: tuple(shlex.split(command)) for name, command in _pairs(images, "--process-image")},
         balancer=balancer,
         socket_balancing=socket_balancing == "on",
+        counts=counts,
         store=store,
         labels=dict(_pairs(labels, "--label")),
         generic=generic,
+        web="" if web == "off" else _web_address(web),
+        web_certificate=web_certificate,
+        web_key=web_key,
     )
     try:
         _run(config)
@@ -140,6 +163,14 @@ def main(
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise click.ClickException(str(error)) from None
+
+
+def _web_address(text: str) -> str:
+    try:
+        parse_host_port(text, 1, "web address")
+    except HivemeshError as error:
+        raise click.UsageError(f"--web: {error}") from None
+    return text
 
 
 def _installing(context: click.Context, *, start: bool, uninstall: bool) -> None:

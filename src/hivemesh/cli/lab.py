@@ -7,9 +7,11 @@ import sys
 
 import click
 
+from hivemesh.cli import output
+from hivemesh.lab import faults
 from hivemesh.lab.lab import Lab, LabSettings, labs
 from hivemesh.lab.machine import Machine
-from hivemesh.lab.node import Node
+from hivemesh.lab.node import PARTS, Node
 from hivemesh.lab.topology import CLIENT, DEFAULT_NAME
 from hivemesh.model.errors import NotFound
 
@@ -93,10 +95,8 @@ def list_labs(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    form = "{:<10} {:<8} {:<16} {:<26} {:<8} {}"
-    click.echo(form.format("LAB", "MACHINE", "IPV4", "IPV6", "DAEMON", "DOCKER_HOST"))
-    for row in rows:
-        click.echo(form.format(*(row[key] for key in ("lab", "machine", "ipv4", "ipv6", "daemon", "docker_host"))))
+    columns = ("lab", "machine", "ipv4", "ipv6", "daemon", "docker_host")
+    output.rows({key: key.upper() for key in columns}, rows, "table")
 
 
 def _rows(each: Lab) -> list[dict[str, object]]:
@@ -179,16 +179,92 @@ def restart(node: str, name: str) -> None:
 
 @lab.command()
 @click.argument("node")
+@click.option("--part", type=click.Choice(sorted(PARTS)), default="daemon", show_default=True,
+              help="Which of our programs there; the daemon starts the others again.")  # fmt: skip
 @NAME_OPTION
-def kill(node: str, name: str) -> None:
+def kill(node: str, part: str, name: str) -> None:
     """Kill a node's daemon with SIGKILL, as a crash would; tasks and packets carry on.
 
     \b
     Examples:
       hivemesh lab kill n2 && hivemesh lab client -- curl http://n2:8080/
       hivemesh lab restart n2
+      hivemesh lab kill n2 --part resolver
     """
-    Lab(name).node(node).kill_daemon()
+    if not Lab(name).node(node).kill_part(part):
+        raise NotFound(f"no {PARTS[part]} runs on {node}; see `hivemesh lab exec {node} -- ps ax`")
+
+
+@lab.command()
+@click.argument("machines", nargs=-1, required=True)
+@click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True,
+              help="Lose TCP to and from this port only; 2377 and 12377 are the managers'.")  # fmt: skip
+@NAME_OPTION
+def cut(machines: tuple[str, ...], ports: tuple[int, ...], name: str) -> None:
+    """Cut machines off from all others, until `mend`; among themselves they stay connected.
+
+    \b
+    Examples:
+      hivemesh lab cut n3 && sleep 30; hivemesh lab mend
+      hivemesh lab cut n2 n3 --port 2377 --port 12377
+    """
+    click.echo(faults.cut(Lab(name), machines, ports=ports))
+
+
+@lab.command()
+@click.argument("machine")
+@click.option("--percent", type=click.IntRange(1, 100), default=5, show_default=True, help="How much is lost.")
+@NAME_OPTION
+def loss(machine: str, percent: int, name: str) -> None:
+    """Lose frames to and from a machine at random, until `mend`.
+
+    \b
+    Examples:
+      hivemesh lab loss n2 --percent 10
+    """
+    click.echo(faults.lose(Lab(name), machine, percent))
+
+
+@lab.command()
+@click.argument("machine")
+@click.option("--ms", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How late, each way.")
+@click.option("--jitter", type=click.IntRange(0, 10_000), default=0, show_default=True, help="More or less, in ms.")
+@NAME_OPTION
+def delay(machine: str, ms: int, jitter: int, name: str) -> None:
+    """Let frames to and from a machine come late, in order, until `mend`.
+
+    \b
+    Examples:
+      hivemesh lab delay n2 --ms 80 --jitter 20
+    """
+    click.echo(faults.delay(Lab(name), machine, ms, jitter))
+
+
+@lab.command()
+@click.argument("fault", default="")
+@NAME_OPTION
+def mend(fault: str, name: str) -> None:
+    """Undo a cut, loss or delay, by the name it printed; without a name all of them.
+
+    \b
+    Examples:
+      hivemesh lab mend
+      hivemesh lab mend fault-0
+    """
+    faults.mend(Lab(name), fault)
+
+
+@lab.command()
+@click.argument("node")
+@NAME_OPTION
+def reboot(node: str, name: str) -> None:
+    """Turn a node's machine off, at once, and on again: of its kernel and /run nothing remains, of its disk all.
+
+    \b
+    Examples:
+      hivemesh lab reboot n2
+    """
+    Lab(name).reboot(node)
 
 
 @lab.command()

@@ -1,6 +1,6 @@
 """`hivemesh network`: networks that span the swarm."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -8,7 +8,7 @@ import click
 from hivemesh.cli import output, values
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
-from hivemesh.model.addr import parse_address, parse_prefix
+from hivemesh.model.addr import Prefix, parse_address, parse_prefix
 from hivemesh.model.errors import Invalid
 
 COLUMNS = {"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "Subnets": "SUBNETS"}
@@ -24,6 +24,7 @@ def network() -> None:
 @click.option("--subnet", multiple=True, metavar="CIDR", help="Its addresses (one IPv4, one IPv6); default: chosen.")
 @click.option("--gateway", multiple=True, metavar="ADDR", help="Gateway of the subnet it is in.")
 @click.option("--ip-range", multiple=True, metavar="CIDR", help="Part of a subnet to give addresses from.")
+@click.option("--aux-address", multiple=True, metavar="NAME=ADDR", help="Address that nobody gets; may be repeated.")
 @click.option("--ipv6", is_flag=True, help="Also give IPv6 addresses.")
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--attachable", is_flag=True, help="Plain containers may be attached.")
@@ -38,6 +39,7 @@ async def create(
     subnet: tuple[str, ...],
     gateway: tuple[str, ...],
     ip_range: tuple[str, ...],
+    aux_address: tuple[str, ...],
     ipv6: bool,
     internal: bool,
     attachable: bool,
@@ -54,13 +56,14 @@ async def create(
       hivemesh network create --subnet 10.9.0.0/24 --gateway 10.9.0.1 --ipv6 backend
       hivemesh network create --subnet 10.8.0.0/24 --subnet fd08::/64 --gateway fd08::ff --internal --attachable lab
     """
+    config = _ipam(subnet, gateway, ip_range, values.options(aux_address, "address"))
     answer = await client.post(
         "/networks/create",
         {
             "Name": name,
             "Driver": driver,
             "EnableIPv6": ipv6,
-            "IPAM": {"Driver": "default", "Config": _ipam(subnet, gateway, ip_range)},
+            "IPAM": {"Driver": "default", "Config": config},
             "Internal": internal,
             "Attachable": attachable,
             "Ingress": ingress,
@@ -71,9 +74,11 @@ async def create(
     click.echo(answer["Id"])
 
 
-def _ipam(subnets: Iterable[str], gateways: Iterable[str], ranges: Iterable[str]) -> list[dict[str, str]]:
-    """Gateways and ranges go with the subnets they are in, in whatever order they were given."""
-    config = {parse_prefix(text): {"Subnet": text} for text in subnets}
+def _ipam(
+    subnets: Iterable[str], gateways: Iterable[str], ranges: Iterable[str], aside: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """All else goes with the subnets it is in, in whatever order it was given."""
+    config: dict[Prefix, dict[str, Any]] = {parse_prefix(text): {"Subnet": text} for text in subnets}
     for key, what, given in (
         ("Gateway", "gateway", {text: parse_address(text, "gateway") for text in gateways}),
         ("IPRange", "range", {text: parse_prefix(text, "IP range").network_address for text in ranges}),
@@ -85,6 +90,12 @@ def _ipam(subnets: Iterable[str], gateways: Iterable[str], ranges: Iterable[str]
             if key in entry:
                 raise Invalid(f"subnet {entry['Subnet']} has two of them: {what} {entry[key]} and {text}")
             entry[key] = text
+    for name, text in aside.items():
+        address = parse_address(text, "auxiliary address")
+        entry = next((entry for prefix, entry in config.items() if address in prefix), None)
+        if entry is None:
+            raise Invalid(f"no matching subnet for auxiliary address {text}")
+        entry.setdefault("AuxiliaryAddresses", {})[name] = text
     return list(config.values())
 
 

@@ -125,6 +125,7 @@ async def promote(client: Client, nodes: tuple[str, ...]) -> None:
       hivemesh node promote n2 n3
     """
     await each(nodes, lambda ref: _change_role(client, ref, "manager"))
+    await warn_of_managers(client)
 
 
 @node.command()
@@ -138,6 +139,13 @@ async def demote(client: Client, nodes: tuple[str, ...]) -> None:
       hivemesh node demote n3
     """
     await each(nodes, lambda ref: _change_role(client, ref, "worker"))
+    await warn_of_managers(client)
+
+
+async def warn_of_managers(client: Client) -> None:
+    """Two managers are more fragile than one: the daemon says so in `info`, and here whoever makes them."""
+    for warning in (await client.get("/info"))["Swarm"].get("Warnings") or ():
+        click.echo(warning, err=True)
 
 
 async def _change_role(client: Client, ref: str, role: str) -> str:

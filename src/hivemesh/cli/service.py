@@ -22,6 +22,7 @@ from hivemesh.cli.servicespec import shared_options
 from hivemesh.cli.session import asynchronous, each, filter_option, query
 from hivemesh.client import Client
 from hivemesh.model.errors import Invalid
+from hivemesh.registry.reference import familiar
 
 COLUMNS = {"ID": "ID", "Name": "NAME", "Mode": "MODE", "Replicas": "REPLICAS", "Image": "IMAGE", "Ports": "PORTS"}
 
@@ -102,7 +103,7 @@ async def create(
         "Mode": copy.deepcopy(MODES[mode]),
         "TaskTemplate": {
             "ContainerSpec": {
-                "Image": image,
+                "Image": familiar(image),
                 "Args": list(args),
             },
             "Networks": [values.network(text) for text in network],
@@ -309,7 +310,7 @@ async def update(
         template = spec["TaskTemplate"]
         container = template["ContainerSpec"]
         if image:
-            container["Image"] = image
+            container["Image"] = familiar(image)
         if arguments is not None:
             container["Args"] = arguments.split()
         if force:

@@ -1,11 +1,10 @@
 """`hivemesh swarm snapshot`: what the managers know, in one file."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import click
 
+from hivemesh.agent.private import write_private
 from hivemesh.cli.session import asynchronous
 from hivemesh.client import Client
 from hivemesh.model.errors import Invalid
@@ -28,16 +27,7 @@ async def save(client: Client, file: Path) -> None:
     """
     data = await client.download("/hivemesh/swarm/snapshot")
     try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # readable by its owner only
-        try:
-            with os.fdopen(handle, "wb") as opened:
-                opened.write(data)
-                opened.flush()
-                os.fsync(opened.fileno())
-            os.replace(name, file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_private(file, data)
     except OSError as error:
         raise Invalid(f"cannot write {file}: {error.strerror}") from error
     click.echo(f"Saved the swarm to {file} ({len(data)} bytes). It holds the swarm's keys: keep it safe.")

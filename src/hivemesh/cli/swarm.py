@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from hivemesh.cli import swarmkeys
+from hivemesh.cli.node import warn_of_managers
 from hivemesh.cli.session import asynchronous
 from hivemesh.cli.snapshot import snapshot
 from hivemesh.client import Client
@@ -124,6 +125,7 @@ async def join(
     )
     role = "manager" if (await client.get("/info"))["Swarm"]["ControlAvailable"] else "worker"
     click.echo(f"This node joined a swarm as a {role}.")
+    await warn_of_managers(client)
 
 
 async def _enter(client: Client, path: str, body: dict[str, Any]) -> Any:

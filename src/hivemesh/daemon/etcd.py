@@ -5,7 +5,8 @@
 - *Only managers speak to it.* Its one client is this daemon, over a socket in a directory that only root may enter. Its
   peers show a certificate of the swarm's CA that carries the managers' name. It reads certificates at each connection,
   the CA only when it starts: a changed CA restarts it, each manager at another moment.
-- *Its files are copies.* Certificate and key lie in the run directory, which a reboot empties.
+- *Its files are copies.* Certificate and key lie in the run directory, which a reboot empties; beside them the CA that
+  the running one was started with, by which the next daemon sees that a restart is due.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from hivemesh.model.cluster import DEFAULT_LISTEN_PORT
 from hivemesh.model.errors import Unavailable
 from hivemesh.pki import MANAGER_NAME, certificates_in
 from hivemesh.store.etcdapi import EtcdClient
+from hivemesh.store.room import QUOTA
 from hivemesh.wire import codec
 
 log = logging.getLogger("hivemesh.etcd")
@@ -42,12 +44,16 @@ ENDS = 3
 """Times in a row it may end at once until somebody should look why."""
 STEADY = 5.0
 """Seconds one must have run for its successor to be started without a pause."""
+DISMISSED = 5.0
+"""Seconds within which a demoted manager whose member was removed hears of it; until then nothing is started again."""
 LOOK_PERIOD = 5.0
 """Seconds between looks at certificate and log."""
 RESTART_WITHIN = 15.0
 """Seconds within which, at random, a changed CA restarts it."""
 STOP_TIMEOUT = 5.0
 APPEAR_TIMEOUT = 5.0
+LEAST = 1 << 20
+"""Bytes without which a disk counts as full."""
 MAX_LOG = 4 << 20
 """Bytes of its log; then it begins anew."""
 
@@ -73,7 +79,7 @@ def keep_record(directory: Path, record: Record) -> None:
 
 
 class Unsteady(Exception):
-    """It ends each time it is started."""
+    """It ends each time it is started, or ended for good: it may be no member any more."""
 
 
 class EtcdServer:
@@ -94,7 +100,16 @@ class EtcdServer:
         return peer_url(self._identity().manager_addr)
 
     def client(self) -> EtcdClient:
-        return EtcdClient(socket=self._files / SOCKET)
+        return EtcdClient(socket=self._files / SOCKET, ailing=self.ailing)
+
+    def ailing(self) -> str:
+        """Why it may not answer: it ends when it cannot write, and is started again until it can."""
+        try:
+            disk = os.statvfs(self._store)
+        except OSError:
+            return ""
+        full = disk.f_bavail * disk.f_frsize < LEAST
+        return f"the disk under {self._store} is full: make room, and it goes on by itself" if full else ""
 
     async def begin(self) -> None:
         """Have nothing, as the first member of a new cluster. Raises `Unavailable`."""
@@ -107,8 +122,12 @@ class EtcdServer:
         """Start as the only member when it starts next, whoever the members were."""
         self._force = True
 
-    async def run(self) -> None:
-        """Keep it going until cancelled; it goes on then. Raises `Unsteady`, or `Unavailable` when there is no etcd."""
+    async def run(self, dismissed: Callable[[], bool]) -> None:
+        """Keep it going until cancelled; it goes on then. Raises `Unsteady`, or `Unavailable` when there is no etcd.
+
+        `dismissed` says that this manager is about to be none: then what ends is most likely meant to, and nothing is
+        started again before somebody has asked.
+        """
         delay, ends, loop = RETRY[0], 0, asyncio.get_running_loop()
         while True:
             found = self._process()
@@ -118,9 +137,12 @@ class EtcdServer:
                 found = await self._launch(record)
             else:
                 log.info("etcd runs already, as process %d", found)
-                self._write_files()
             began = loop.time()
             await self._accompany(found)
+            if dismissed():
+                log.info("etcd has ended: this manager is dismissed")
+                await asyncio.sleep(DISMISSED)
+                raise Unsteady  # promoted again before it heard of that, it has to become a member anew
             log.warning("etcd (process %d) has ended; %s says why", found, self._log)
             ends += 1
             if loop.time() - began >= STEADY:
@@ -165,6 +187,7 @@ class EtcdServer:
         require()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_files()
+        write_private(self._began_with, (self._files / "ca.pem").read_bytes())
         (self._files / SOCKET).unlink(missing_ok=True)  # of one that was killed: etcd would not replace it
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
         with self._log.open("ab") as output:
@@ -209,6 +232,7 @@ class EtcdServer:
             "experimental-peer-skip-client-san-verification": "true",  # it may call from another address
             "max-txn-ops": "100000",  # a service of thousands of tasks is one transaction
             "max-request-bytes": str(32 << 20),
+            "quota-backend-bytes": str(QUOTA),
             "heartbeat-interval": "50",  # managers are near each other; failing over takes a few times the election
             "election-timeout": "500",
             "snapshot-count": "10000",
@@ -225,7 +249,6 @@ class EtcdServer:
         ending = asyncio.create_task(_ended(process))
         try:
             while not ending.done():
-                await asyncio.wait({ending}, timeout=LOOK_PERIOD)
                 if self._write_files():
                     log.info("the swarm's CA has changed: restarting etcd")
                     await asyncio.wait({ending}, timeout=random.uniform(0, RESTART_WITHIN))
@@ -233,23 +256,29 @@ class EtcdServer:
                     await ending
                 if self._log.exists() and self._log.stat().st_size > MAX_LOG:
                     os.truncate(self._log, 0)
+                await asyncio.wait({ending}, timeout=LOOK_PERIOD)
         finally:
             ending.cancel()
             await asyncio.gather(ending, return_exceptions=True)
 
+    @property
+    def _began_with(self) -> Path:
+        return self._files / "began-with.pem"
+
     def _write_files(self) -> bool:
-        """Whether the CA in them is another one than before."""
+        """Whether the CA in them is another one than the running server knows."""
         identity = self._identity()
         self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
-        changed = False
         for name, text in (("node.pem", identity.credentials()), ("ca.pem", identity.ca.encode())):
             path = self._files / name
             if name == "ca.pem" and path.exists() and len(certificates_in(identity.ca)) > 1:
                 continue  # one root takes over from another: until it has, the one that is known here vouches for both
             if not path.exists() or path.read_bytes() != text:
-                changed |= path.exists() and name == "ca.pem"
                 write_private(path, text)
-        return changed
+        try:
+            return (self._files / "ca.pem").read_bytes() != self._began_with.read_bytes()
+        except FileNotFoundError:
+            return False
 
     def _process(self) -> int | None:
         """The running one of this data directory, by what it was started with."""

@@ -172,7 +172,7 @@ def _take_over(tx: Transaction, me: NodeID, place: Place, now: float) -> None:
     for node in list(tx.all(Node)):
         spec = msgspec.structs.replace(node.spec, role="worker")
         message = "not heard of since the swarm was restored"
-        tx.put(msgspec.structs.replace(node, spec=spec, manager_addr="", state="unknown", message=message))
+        tx.put(msgspec.structs.replace(node.with_spec(spec), manager_addr="", state="unknown", message=message))
     known = tx.get(Node, me) or Node(id=me, spec=NodeSpec(), created=now)
     tx.put(
         msgspec.structs.replace(

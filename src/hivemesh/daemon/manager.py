@@ -21,6 +21,8 @@ from hivemesh.clock import Clock
 from hivemesh.config import DaemonConfig
 from hivemesh.control.dispatcher import Dispatcher
 from hivemesh.control.examiner import Examiner
+from hivemesh.control.feeds import FeedDesk
+from hivemesh.control.inspector import Inspector
 from hivemesh.control.logs import LogDesk
 from hivemesh.control.manager import Manager
 from hivemesh.control.members import Members, act_at
@@ -37,16 +39,15 @@ from hivemesh.store.api import Snapshot, Store
 from hivemesh.store.etcd import HISTORY, ROOT, EtcdStore, fill
 from hivemesh.store.etcdapi import EtcdClient
 from hivemesh.store.leader import Alone, Election, EtcdElection
+from hivemesh.store.room import keep_room
 from hivemesh.store.sealed import SealedStore
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction
 from hivemesh.wire.control import (
-    ExamineWanted,
     FromManager,
-    LogsUnwanted,
-    LogsWanted,
     ManagerReply,
     ManagerRequest,
+    Passed,
     TellRequest,
 )
 
@@ -108,7 +109,9 @@ class ManagerRole:
             self._elect(backing)
             manager = Manager(tables, self._clock, me=self._me, elected=lambda: self._election.leader)
             manager.logs = LogDesk(tables, self._tell, self._clock)
-            manager.examiner = Examiner(tables, self._tell)
+            manager.feeds = FeedDesk(self._tell, self._clock)
+            manager.examiner = Examiner(tables, self._tell, self._silence)
+            manager.inspector = Inspector(tables, self._tell, self._clock)
             facts = self._identity().facts
             self._server = server = ClusterServer(
                 manager,
@@ -135,6 +138,16 @@ class ManagerRole:
             if self._backing is not None:
                 await self._backing.tables.store.close()
                 self._backing = None
+
+    def _silence(self, node: NodeID) -> float | None:
+        """Seconds since the node was heard, as the leader knows it."""
+        leading = self.dispatcher
+        return None if leading is None else leading.monitor.silence(node)
+
+    @property
+    def dispatcher(self) -> Dispatcher | None:
+        """There while this manager leads."""
+        return self._server.dispatcher if self.manager is not None else None
 
     async def dissolve(self, *, last: bool = False) -> None:
         """This node is no manager any more: nothing of the store remains here, nor, of the `last` manager, elsewhere.
@@ -191,7 +204,7 @@ class ManagerRole:
                 tasks.create_task(manager.run(), name="control loops")
                 if self._backing.client is not None:
                     own = self._backing.client if self._backing.server is not None else None
-                    tasks.create_task(Members(tables, own).run(), name="members")
+                    tasks.create_task(Members(tables, own, self._me).run(), name="members")
                 self._server.dispatcher = dispatcher
         finally:
             self._server.dispatcher = None
@@ -203,7 +216,7 @@ class ManagerRole:
             return await self._server.dispatcher.tell(node, frame)
         manager = self.manager
         leader = manager.tables.view.get(Node, manager.leader) if manager and manager.leader else None
-        if leader is None or not isinstance(frame, LogsWanted | LogsUnwanted | ExamineWanted):
+        if leader is None or not isinstance(frame, Passed):
             return False
         frame = msgspec.structs.replace(frame, manager=self._identity().manager_addr)
         return await membership.tell(self._identity(), leader.manager_addr, TellRequest(node=node, frame=frame))
@@ -211,7 +224,7 @@ class ManagerRole:
     # --- taking in another manager --------------------------------------------------------------------------------
 
     async def expect(self, store: str, has_etcd: bool) -> None:
-        if store != self._config.store:
+        if not outside.same(store, self._config.store):
             here = f"--store {self._config.store}" if self._config.store else "no --store"
             raise Unavailable(f"the managers of this swarm run with {here}: start hivemeshd there likewise, then join")
         if not store and not has_etcd:
@@ -229,7 +242,7 @@ class ManagerRole:
                 await self._grow()
             backing = self._backing
             await backing.tables.update(lambda tx: act_at(tx, node.id, request.addr, self._clock.now()))
-            members = Members(backing.tables, backing.client if backing.server is not None else None)
+            members = Members(backing.tables, backing.client if backing.server is not None else None, self._me)
             try:
                 found = await members.admit(node.id, request.addr)
             except Conflict as error:
@@ -278,13 +291,20 @@ class ManagerRole:
         log.info("the swarm's state is in etcd now")
 
     def _help(self, server: EtcdServer) -> None:
-        helper = asyncio.create_task(self._keep_etcd(server), name="etcd")
-        self._helpers.add(helper)
+        self._helpers.add(asyncio.create_task(self._keep_etcd(server), name="etcd"))
+        self._helpers.add(asyncio.create_task(self._keep_room(server), name="room in etcd"))
+
+    async def _keep_room(self, server: EtcdServer) -> None:
+        client = server.client()
+        try:
+            await keep_room(client)
+        finally:
+            await client.close()
 
     async def _keep_etcd(self, server: EtcdServer) -> None:
         while True:
             try:
-                await server.run()
+                await server.run(self._dismissed)
             except HivemeshError as error:
                 if str(error) != self.error:
                     log.error("%s", error)
@@ -296,6 +316,9 @@ class ManagerRole:
                     server.forget()
                     self._lost.set()
             await asyncio.sleep(RETRY)
+
+    def _dismissed(self) -> bool:
+        return self._backing is not None and not self._willing(self._backing.tables)
 
     async def _is_outcast(self) -> bool:
         """Others say that our server is no member: it was removed while it, or this daemon, was away."""
@@ -381,7 +404,7 @@ class ManagerRole:
                 if node.id != self._me and node.acting_role == "manager":
                     spec = msgspec.structs.replace(node.spec, role="worker")
                     node = node.gone_down("it was lost with the majority of the managers", self._clock.now())
-                    tx.put(msgspec.structs.replace(node, spec=spec, manager_addr=""))
+                    tx.put(msgspec.structs.replace(node.with_spec(spec), manager_addr=""))
 
         await tables.update(dismiss)
         self._alone = False

@@ -41,6 +41,14 @@ def parse(url: str) -> tuple[list[str], str, dict[str, str]]:
     return endpoints, f"{prefix}/" if prefix else ROOT, files
 
 
+def same(one: str, other: str) -> bool:
+    """Whether two `--store` lead to the same keys of the same servers; each machine has files of its own for TLS."""
+    if not one or not other:
+        return one == other
+    (ours, root, _), (theirs, other_root, _) = parse(one), parse(other)
+    return (set(ours), root) == (set(theirs), other_root)
+
+
 async def create(url: str, seal: Seal, after: int = 0) -> SealedStore:
     """An empty store there, with revisions above `after`. Raises `Conflict` when there is one already."""
     client, root = connect(url)

@@ -40,14 +40,23 @@ def store_lock(places: Places) -> Iterator[None]:
 
 def build_program(places: Places) -> Path:
     """The compiled server's path. The caller holds `store_lock`."""
-    source = files("hivemesh.lab") / "whoami" / "whoami.c"
+    return _compiled(places, "whoami/whoami.c", PROGRAM, "-static", "-s")
+
+
+def build_clock(places: Places) -> Path:
+    """The compiled wrong clock, for LD_PRELOAD. The caller holds `store_lock`."""
+    return _compiled(places, "clock.c", "clock.so", "-shared", "-fPIC")
+
+
+def _compiled(places: Places, name: str, result: str, *options: str) -> Path:
+    source = files("hivemesh.lab") / name
     version = hashlib.sha256(source.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
-    program = places.images / version / PROGRAM
+    program = places.images / version / result
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
         fresh = program.with_suffix(".new")
         with as_file(source) as path:
-            _run(["gcc", "-std=gnu11", "-O2", "-static", "-s", "-o", str(fresh), str(path)])
+            _run(["gcc", "-std=gnu11", "-O2", *options, "-o", str(fresh), str(path)])
         fresh.rename(program)
     return program
 

@@ -158,16 +158,7 @@ class Lab:
         return [node.name for node in self.nodes if states.get(node.name) != "ready"]
 
     def _make_underlay(self) -> None:
-        spaces = [self.topology.underlay, *(machine.spec.netns for machine in self.machines)]
-        lines = [f"netns add {space}" for space in spaces]
-        # An index of its own: where both ends of a pair have the same one, the kernel takes the device for one without
-        # a lower half and reports its carrier, so the bridge forwards, up to a second later (linkwatch_urgent_event).
-        lines += [
-            f"link add eth0 index {MAX_NODES + 100} netns {machine.spec.netns} type veth"
-            f" peer name {machine.name} netns {self.topology.underlay}"
-            for machine in self.machines
-        ]
-        ip_batch(lines)
+        ip_batch([f"netns add {self.topology.underlay}"])
         lines = [
             "link set lo up",
             "link add br0 type bridge",
@@ -175,11 +166,24 @@ class Lab:
             f"addr add {UNDERLAY6} dev br0 nodad",
             "link set br0 up",
         ]
-        lines += [f"link set {machine.name} master br0 up" for machine in self.machines]
         ip_batch(lines, self.topology.underlay)
         # A switch knows nothing of the machine's packet filters (the settings are there once br_netfilter is).
         call_inside(self.topology.underlay, _let_bridges_be)
-        for machine in self.machines:
+        self._wire(self.machines)
+
+    def _wire(self, machines: Sequence[Machine]) -> None:
+        """Network namespaces for them, on the underlay."""
+        lines = [f"netns add {machine.spec.netns}" for machine in machines]
+        # An index of its own: where both ends of a pair have the same one, the kernel takes the device for one without
+        # a lower half and reports its carrier, so the bridge forwards, up to a second later (linkwatch_urgent_event).
+        lines += [
+            f"link add eth0 index {MAX_NODES + 100} netns {machine.spec.netns} type veth"
+            f" peer name {machine.name} netns {self.topology.underlay}"
+            for machine in machines
+        ]
+        ip_batch(lines)
+        ip_batch([f"link set {machine.name} master br0 up" for machine in machines], self.topology.underlay)
+        for machine in machines:
             spec = machine.spec
             lines = ["link set eth0 up", f"addr add {spec.v4} dev eth0", f"addr add {spec.v6} dev eth0 nodad"]
             lines += [f"route add default via {UNDERLAY4.ip}", f"route add ::/0 via {UNDERLAY6.ip}"]
@@ -187,9 +191,15 @@ class Lab:
 
     def _start_machines(self) -> None:
         self._disk.mkdir(parents=True, exist_ok=True)
-        hosts = self._disk / "hosts"
-        hosts.write_text(self.topology.hosts_file())
-        starting = [(machine, machine.begin(hosts)) for machine in self.machines]
+        self._hosts.write_text(self.topology.hosts_file())
+        self._switch_on(self.machines)
+
+    @property
+    def _hosts(self) -> Path:
+        return self._disk / "hosts"
+
+    def _switch_on(self, machines: Sequence[Machine]) -> None:
+        starting = [(machine, machine.begin(self._hosts)) for machine in machines]
         for machine, process in starting:
             machine.await_ready(process)
 
@@ -219,18 +229,43 @@ class Lab:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def _start_daemon(self, node: Node, program: Path) -> None:
+    def _start_daemon(
+        self, node: Node, program: Path, options: Sequence[str] = (), command: Sequence[str] = ()
+    ) -> None:
         node.start_daemon(
-            self.settings.engine, program, balancer=self.settings.balancer, log_level=self.settings.log_level
+            self.settings.engine,
+            program,
+            balancer=self.settings.balancer,
+            log_level=self.settings.log_level,
+            options=options,
+            command=command,
         )
 
-    def restart_daemon(self, name: str, *, kill: bool = False) -> None:
-        """Stop the node's daemon (politely or not) and start it anew; tasks and packets carry on meanwhile."""
+    def restart_daemon(
+        self, name: str, *, kill: bool = False, options: Sequence[str] = (), command: Sequence[str] = ()
+    ) -> None:
+        """Stop the node's daemon (politely or not) and start it anew, with more `options` of `hivemeshd`, or by another
+        `command`; tasks and packets carry on meanwhile."""
         node = self.node(name)
         if kill:
             node.kill_daemon()
         else:
             node.stop_daemon()
+        with store_lock(self.places):
+            program = build_program(self.places)
+        self._start_daemon(node, program, options, command)
+        node.await_daemon()
+
+    def reboot(self, name: str) -> None:
+        """As when the power fails and comes back: of a node only its disk remains, and its daemon starts at boot."""
+        node = self.node(name)
+        node.stop()
+        node.remove_cgroups()
+        ip_batch([f"link del {node.name}"], self.topology.underlay)
+        ip_batch([f"netns del {node.spec.netns}"])
+        _remove_tree(node.run)
+        self._wire([node])
+        self._switch_on([node])
         with store_lock(self.places):
             program = build_program(self.places)
         self._start_daemon(node, program)

@@ -1,5 +1,7 @@
 """A node of a lab: a machine with Podman storage of its own and the real daemon."""
 
+import contextlib
+import os
 import signal
 import sys
 import time
@@ -14,6 +16,9 @@ from hivemesh.lab.machine import LabError, Machine, Process, kill
 from hivemesh.lab.topology import CLIENT
 
 DAEMON = "hivemeshd"
+INSTALLED = str(Path(sys.executable).parent / DAEMON)
+PARTS = {"daemon": DAEMON, "resolver": "hivemesh-resolver", "etcd": "etcd"}
+"""Programs of ours on a node, each of which may be killed."""
 REGISTRY = f"{CLIENT}:5000"
 """Where a registry may be, on the client host: its answers need no certificate."""
 START_TIMEOUT = 20.0
@@ -63,16 +68,40 @@ class Node(Machine):
         try:
             return http.request(self.socket, method, path, body, timeout=timeout)
         except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._ask_for_stacks()
             raise LabError(f"{self.name}: the daemon does not answer ({error}); see {self.log}") from error
 
-    def start_daemon(self, engine: str, program: Path, *, balancer: str = "nftables", log_level: str = "info") -> None:
-        """Start `hivemeshd`; `await_daemon` waits for it. Nothing happens when it runs."""
+    def _ask_for_stacks(self) -> None:
+        """What the daemon is stuck in goes to its log, if it has come so far that it knows the signal."""
+        process = self.daemon()
+        if process is None:
+            return
+        with contextlib.suppress(OSError):
+            caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+            if int(caught, 16) >> (signal.SIGUSR1 - 1) & 1:
+                os.kill(process.pid, signal.SIGUSR1)
+
+    def start_daemon(
+        self,
+        engine: str,
+        program: Path,
+        *,
+        balancer: str = "nftables",
+        log_level: str = "info",
+        options: Sequence[str] = (),
+        command: Sequence[str] = (),
+    ) -> None:
+        """Start `hivemeshd`; `await_daemon` waits for it. Nothing happens when it runs.
+
+        `command` is started in place of the installed one; it is found as the daemon if it goes by that name.
+        """
         if self.daemon() is None:
-            options = ["--engine", engine, "--balancer", balancer, "--log-level", log_level]
-            options += ["--data-dir", str(self.disk / "data")]
+            given = ["--engine", engine, "--balancer", balancer, "--log-level", log_level, *options]
+            given += ["--data-dir", str(self.disk / "data")]
             if engine == "process":
-                options += ["--process-image", f"{IMAGE.removesuffix(':latest')}={program}"]
-            self.spawn([str(Path(sys.executable).parent / DAEMON), *options], self.log)
+                given += ["--process-image", f"{IMAGE.removesuffix(':latest')}={program}"]
+            self.spawn([*(command or (INSTALLED,)), *given], self.log)
 
     def await_daemon(self) -> None:
         """Until its API answers. Raises `LabError` with its last words when it ends instead."""
@@ -97,6 +126,12 @@ class Node(Machine):
     def kill_daemon(self) -> None:
         """As a crash would: SIGKILL. Tasks and their network carry on."""
         self._end(signal.SIGKILL)
+
+    def kill_part(self, part: str) -> bool:
+        """As a crash would, one of `PARTS`; the daemon starts the others again. False when it does not run."""
+        found = [process for process in self.processes() if process.runs(PARTS[part])]
+        kill(found, signal.SIGKILL)
+        return bool(found)
 
     def _end(self, signal_number: int) -> None:
         process = self.daemon()
