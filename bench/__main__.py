@@ -3,12 +3,13 @@
 import sys
 import time
 
-from bench import api, converge, create, dns, footprint, mesh, names, rig, vip
+from bench import api, converge, costs, create, dns, footprint, heal, mesh, names, rig, vip
 
-WITH_CONTAINERS = ("footprint", "mesh", "vip", "converge")
+WITH_CONTAINERS = ("footprint", "mesh", "vip", "converge", "costs")
 WITH_PROCESSES = ("dns", "names", "create", "api")
 """Their tasks are plain processes: what is measured begins when one starts, whoever starts it."""
-PARTS = WITH_CONTAINERS + WITH_PROCESSES
+WITH_SEVERAL_MANAGERS = ("heal",)
+PARTS = WITH_CONTAINERS + WITH_PROCESSES + WITH_SEVERAL_MANAGERS
 
 
 def main() -> None:
@@ -27,6 +28,8 @@ def main() -> None:
                 vip.main(bed)
             if "converge" in chosen:
                 converge.main(bed)
+            if "costs" in chosen:
+                costs.main(bed)
     if set(chosen) & set(WITH_PROCESSES):
         with rig.lab(engine="process") as bed:
             if "dns" in chosen:
@@ -37,6 +40,8 @@ def main() -> None:
                 create.main(bed)
             if "api" in chosen:
                 api.main(bed)
+    if "heal" in chosen:
+        heal.main()
 
 
 main()

@@ -19,9 +19,10 @@ A priority alone counts among the processes of a session only, where the kernel 
 
 
 def prefer(process: int) -> None:
-    """Let all threads of a process, and of its session, run ahead as `FIRST` does."""
+    """Let all threads of a process, and of its session, run ahead as `FIRST` does. One that has ended needs nothing."""
     with suppress(OSError):  # a kernel that does not group
         Path(f"/proc/{process}/autogroup").write_text(str(PRIORITY))
-    for thread in os.listdir(f"/proc/{process}/task"):
-        with suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, int(thread), PRIORITY)
+    with suppress(FileNotFoundError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, int(thread), PRIORITY)

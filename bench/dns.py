@@ -1,8 +1,9 @@
 """What the resolver answers in a second and what a question costs, beside Docker's own where that is installed.
 
 `dnsperf` asks 127.0.0.11 in a task's namespace, as the container would. Processor time is that of the process that
-answers, at a rate both sides keep up with. Rates are measured again while the control loops of the hivemesh swarm are
-busy: tasks of a service on the same network come and go, so that its names change all the time.
+answers: when it answers as many as it can, and at a rate both sides keep up with. Rates are measured again while the
+control loops of the hivemesh swarm are busy: tasks of a service on the same network come and go, so that its names
+change all the time.
 """
 
 import contextlib
@@ -52,6 +53,8 @@ class Side:
     pid: int
     waits: list[float] = field(default_factory=list)
     """Milliseconds from a question to its answer, on average, each time `cost` was measured."""
+    full: list[float] = field(default_factory=list)
+    """Microseconds of processor time per answer, each time `rate` was measured."""
 
     def ask(self, questions: Path, *extra: str) -> tuple[float, int, float]:
         """Answers per second, how many there were, and how many milliseconds each took on average."""
@@ -67,7 +70,10 @@ class Side:
 
     def rate(self, questions: Path) -> float:
         """Answers per second with up to 20 questions under way."""
-        return self.ask(questions)[0]
+        before = cpu(self.pid)
+        rate, count, _ = self.ask(questions)
+        self.full.append((cpu(self.pid) - before) / count * 1e6)
+        return rate
 
     def cost(self, questions: Path) -> float:
         """Microseconds of processor time per answer."""
@@ -78,7 +84,7 @@ class Side:
 
 
 def main(bed: Lab) -> None:
-    """Prints four tables for each kind of question."""
+    """Prints five tables for each kind of question."""
     for command in ("dnsperf", "dnsmasq"):
         if shutil.which(command) is None:
             print(f"no benchmark of names: {command} is not installed (Debian: dnsperf, dnsmasq-base)")
@@ -100,7 +106,11 @@ def main(bed: Lab) -> None:
             busy: dict[str, Measure] = {name: partial(while_busy, bed, rate) for name, rate in rates.items()}
             costs: dict[str, Measure] = {name: partial(side.cost, questions) for name, side in sides.items()}
             note = f"goal: {goal}" if goal else ""
+            for side in sides.values():
+                side.full.clear()
             compare(f"names: {title}", "answers/s", alternate(rates, ROUNDS), note)
+            full = {name: list(side.full) for name, side in sides.items()}
+            compare(f"names: {title}, as many as it can", "us of processor", full, note, 1)
             compare(f"names: {title}, a busy swarm beside it", "answers/s", alternate(busy, ROUNDS), note)
             for side in sides.values():
                 side.waits.clear()

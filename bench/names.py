@@ -108,7 +108,7 @@ def _start_one(bed: Lab, watch: Watch) -> dict[str, float]:
     watch.cut()
     rig.scale(bed, SERVICE, 2)
     rig.await_running(bed, SERVICE, 2)
-    (began,) = (when for pid, when in processes(bed).items() if pid not in known)
+    began = _began(bed, known)
     (task,) = (task for task in rig.running(bed, SERVICE) if task["ID"] not in before)
     address = rig.address_on(task, NETWORK)
     first: dict[tuple[str, str], float] = {}
@@ -127,6 +127,17 @@ def _start_one(bed: Lab, watch: Watch) -> dict[str, float]:
     rig.scale(bed, SERVICE, 1)
     await_gone(bed)
     return {kind: max(at for (_, what), at in first.items() if what == kind) - began for kind in ("name", "backend")}
+
+
+def _began(bed: Lab, known: dict[int, float], timeout: float = 5) -> float:
+    """When the process that was not known began. It can be seen a moment after its task runs: it execs on the way."""
+    until = time.monotonic() + timeout
+    while not (found := [when for pid, when in processes(bed).items() if pid not in known]):
+        if time.monotonic() > until:
+            raise RuntimeError(f"no new process of {SERVICE} is seen")
+        time.sleep(0.01)
+    (began,) = found
+    return began
 
 
 def await_gone(bed: Lab, timeout: float = 30) -> None:

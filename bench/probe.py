@@ -1,6 +1,7 @@
 """Ask several addresses all the time who answers; print each answerer's first and last moment. Run on the client.
 
-probe.py SECONDS HOST:PORT... prints JSON: {"host:port": {"answerer": [first, last]}, ...} in unix seconds.
+probe.py SECONDS[/PATIENCE] HOST:PORT... prints JSON: {"host:port": {"answerer": [first, last]}, ...} in unix seconds.
+Nobody is waited for longer than PATIENCE seconds, which is 1 if not said.
 """
 
 import json
@@ -11,10 +12,10 @@ import time
 PAUSE = 0.002
 
 
-def ask(host: str, port: int) -> str:
+def ask(host: str, port: int, patience: float) -> str:
     """The host name of whoever answers a new connection; empty when nobody does."""
     try:
-        with socket.create_connection((host, port), timeout=1) as connection:
+        with socket.create_connection((host, port), timeout=patience) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n")
             data = b""
             while part := connection.recv(4096):
@@ -28,12 +29,13 @@ def ask(host: str, port: int) -> str:
 
 
 def main() -> None:
-    until = time.time() + float(sys.argv[1])
+    seconds, _, patience = sys.argv[1].partition("/")
+    until = time.time() + float(seconds)
     targets = [target.rsplit(":", 1) for target in sys.argv[2:]]
     seen: dict[str, dict[str, list[float]]] = {":".join(target): {} for target in targets}
     while time.time() < until:
         for host, port in targets:
-            who = ask(host, int(port))
+            who = ask(host, int(port), float(patience or 1))
             now = time.time()
             seen[f"{host}:{port}"].setdefault(who, [now, now])[1] = now
         time.sleep(PAUSE)
