@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def running_etcd(directory: Path) -> Iterator[str]:
-    """The URL of its clients' port."""
+def running_etcd(directory: Path, *options: str) -> Iterator[str]:
+    """The URL of its clients' port; `options` are more of its own."""
     client, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
     log = directory / "log"
     with log.open("wb") as output:
@@ -20,7 +20,7 @@ def running_etcd(directory: Path) -> Iterator[str]:
             ["etcd", "--name", "one", "--data-dir", str(directory / "data"), "--logger", "zap", "--log-level", "warn",
              "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
              "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}",
-             "--max-txn-ops", "100000", "--max-request-bytes", str(32 << 20)],
+             "--max-txn-ops", "100000", "--max-request-bytes", str(32 << 20), *options],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
     try:

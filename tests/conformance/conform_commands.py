@@ -212,6 +212,7 @@ def _network(flags: str, field: str = "", value: Any = None, refused: Sequence[s
 
 
 OVERLAY = "docker network create --driver overlay --attachable t-1"
+CONFIG = "docker network create --config-only --subnet 172.31.9.0/24 t-2"
 NETWORKS = (
     _network("", "Scope", "swarm"),
     _network("--attachable", "Attachable", True),
@@ -219,7 +220,8 @@ NETWORKS = (
     _network("--label a=b", "Labels", {"a": "b"}),
     _network("--subnet 10.77.0.0/24 --gateway 10.77.0.9", "IPAM.Config.0.Gateway", "10.77.0.9"),
     _network("--subnet 10.77.0.0/24 --ip-range 10.77.0.64/26", "IPAM.Config.0.IPRange", "10.77.0.64/26"),
-    _network("--subnet 10.77.0.0/24 --aux-address router=10.77.0.5", refused=["AuxiliaryAddresses"]),
+    _network("--subnet 10.77.0.0/24 --aux-address router=10.77.0.5",
+             "IPAM.Config.0.AuxiliaryAddresses", {"router": "10.77.0.5"}),
     _network("--ipv6", "EnableIPv6", True),
     _network("--opt com.docker.network.driver.mtu=1400",
              "Options", {"com.docker.network.driver.mtu": "1400"}),
@@ -231,12 +233,20 @@ NETWORKS = (
         effects={"/networks/t-1 IPAM.Config.0.Subnet": "172.31.9.0/24"}),
     Row(group="docker network", line="docker network create --config-only --subnet 172.31.9.0/24 t-1",
         effects={"/networks/t-1 ConfigOnly": True}),
+    Row(group="docker network", line="docker network create --scope swarm --config-from t-2 t-1", before=(CONFIG,),
+        effects={"/networks/t-1 ConfigFrom.Network": "t-2", "/networks/t-1 Scope": "swarm"}),
+    Row(group="docker network", line="docker network create -d macvlan --scope swarm -o parent=eth0 t-1",
+        effects={"/networks/t-1 Driver": "macvlan"}),
+    Row(group="docker network", line="docker network create --scope swarm --config-only t-1",
+        refused=("configuration only network",)),
+    _network("--config-from t-2", refused=["ConfigFrom is not supported for an overlay network"]),
     Row(group="docker network", line="docker network create front", refused=("already exists",)),
     Row(group="docker network", line="docker network create -d nosuch t-1", refused=("nosuch",)),
     Row(group="docker network", line="docker network ls", says=("front", "ingress", "overlay", "swarm", "bridge",
         "host")),
     Row(group="docker network", line="docker network ls --filter driver=overlay --filter name=fro --quiet"),
     Row(group="docker network", line="docker network ls --filter scope=swarm --format '{{.Name}}'", says=("front",)),
+    Row(group="docker network", line="docker network ls --filter type=odd", refused=("invalid filter: 'type'='odd'",)),
     Row(group="docker network", line="docker network inspect front", says=('"Attachable": true', "10.0.1.0/24", "box")),
     Row(group="docker network", line="docker network inspect --verbose front", says=('"web"', '"VIP"', "Tasks")),
     Row(group="docker network", line="docker network inspect nosuch", refused=("network nosuch not found",)),
@@ -289,6 +299,8 @@ NODES = (
         effects={"/nodes/n2 Spec.Availability": "pause"}, after=BACK),
     Row(group="docker node", line="docker node update --availability drain n2",
         effects={"/nodes/n2 Spec.Availability": "drain"}, after=BACK),
+    Row(group="docker node", line="docker node promote n2", says=("promoted to a manager",),
+        effects={"/nodes/n2 ManagerStatus.Reachability": "reachable"}, after=("docker node demote n2",)),
     Row(group="docker node", line="docker node promote n1", says=("already a manager",)),
     Row(group="docker node", line="docker node demote n2", says=("already a worker",)),
     Row(group="docker node", line="docker node demote n1", refused=("last manager",)),
@@ -299,6 +311,12 @@ NODES = (
         refused=("This node is not a swarm manager. Worker nodes",)),
 )  # fmt: skip
 
+LOCKED, UNLOCKED = "docker swarm update --autolock", "docker swarm update --autolock=false"
+LOCKED_OUT = (
+    "docker swarm init --autolock --advertise-addr eth0",
+    "keep UNLOCK docker swarm unlock-key --quiet",
+    "restart",
+)
 SWARM = (
     Row(group="docker swarm", line="docker swarm join-token worker", says=("docker swarm join --token",)),
     Row(group="docker swarm", line="docker swarm join-token --quiet manager", says=("SWMTKN-1-",)),
@@ -309,9 +327,25 @@ SWARM = (
         effects={"/swarm Spec.Dispatcher.HeartbeatPeriod": 5 * SECOND}),
     Row(group="docker swarm", line="docker swarm update --cert-expiry 2160h",
         effects={"/swarm Spec.CAConfig.NodeCertExpiry": 2160 * 3600 * SECOND}),
+    Row(group="docker swarm", line="docker swarm update --autolock", says=("docker swarm unlock", "SWMKEY-1-"),
+        effects={"/swarm Spec.EncryptionConfig.AutoLockManagers": True}, after=(UNLOCKED,)),
+    Row(group="docker swarm", line="docker swarm update --autolock=false", before=(LOCKED,),
+        effects={"/swarm Spec.EncryptionConfig.AutoLockManagers": False}),
     Row(group="docker swarm", line="docker swarm unlock-key", refused=("no unlock key is set",)),
+    Row(group="docker swarm", line="docker swarm unlock-key --quiet", before=(LOCKED,), says=("SWMKEY-1-",),
+        after=(UNLOCKED,)),
+    Row(group="docker swarm", line="docker swarm unlock-key --rotate", before=(LOCKED,),
+        says=("Successfully rotated",), after=(UNLOCKED,)),
     Row(group="docker swarm", line="docker swarm unlock", refused=("not locked",)),
+    Row(group="docker swarm", line="docker swarm unlock", node="n3", before=LOCKED_OUT, stdin="UNLOCK\n",
+        effects={"/info Swarm.LocalNodeState": "active"}, after=LEFT),
+    Row(group="docker swarm", line="docker swarm unlock", node="n3", before=LOCKED_OUT, stdin="SWMKEY-1-x\n",
+        refused=("invalid key provided",), after=LEFT),
+    Row(group="docker swarm", line="docker node ls", node="n3", before=LOCKED_OUT,
+        refused=("Swarm is encrypted and needs to be unlocked",), after=LEFT),
     Row(group="docker swarm", line="docker swarm ca", says=("BEGIN CERTIFICATE",)),
+    Row(group="docker swarm", line="docker swarm ca --rotate", node="n3", says=("BEGIN CERTIFICATE",),
+        before=("docker swarm init --advertise-addr eth0",), after=LEFT),
     Row(group="docker swarm", line="docker swarm leave", refused=("--force",)),
     Row(group="docker swarm", line="docker swarm init", refused=("already part of a swarm",)),
     Row(group="docker swarm", line="docker swarm init --advertise-addr eth0", node="n3", says=("is now a manager",),
@@ -447,7 +481,15 @@ IMAGES = (
     Row(group="Images and volumes", line="docker volume prune --force"),
 )  # fmt: skip
 
+TRACE = (
+    Row(group="hivemesh trace", line="hivemesh trace :8100", says=("web",)),
+    Row(group="hivemesh trace", line="hivemesh trace box web:80", says=("web",)),
+    Row(group="hivemesh trace", line="hivemesh trace --json box web:80", says=('"web',)),
+    Row(group="hivemesh trace", line="hivemesh trace :1", refused=("no service publishes port 1/tcp",)),
+    Row(group="hivemesh trace", line="hivemesh trace nosuch web:80", refused=("nosuch",)),
+)  # fmt: skip
+
 COMMANDS = (
     *SERVICES, *SERVICE_CREATE, *SERVICE_UPDATE, *NETWORKS, *_payload("secret"), *_payload("config"), *NODES, *SWARM,
-    *STACKS, *SYSTEM, *CONTAINERS, *IMAGES,
+    *STACKS, *SYSTEM, *CONTAINERS, *IMAGES, *TRACE,
 )  # fmt: skip

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,16 @@ from hivemesh.api.operations import OPERATIONS
 from hivemesh.lab.http import Refused, UnixConnection
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.node import Node
+from labs import a_lab
 
 IMAGE = "localhost/whoami"
 PORT = 8100
 PATIENCE = 40.0
 OURS = {f"{operation.method} {operation.path}" for operation in OPERATIONS if not operation.engine} | {"GET /nosuch"}
 LEFT = ("POST /swarm/leave?force=1",)
+HIVEMESH = str(Path(sys.executable).with_name("hivemesh"))
+RESTART, KEEP = "restart", "keep "
+"""Lines beside a row: restart the daemon of its node; keep what a command says under a name, as `keep KEY docker …`."""
 ENGINES_WORDS = re.compile(r"no such container|no such exec|image not known|container state improper")
 GONE = "GONE"
 """As an effect: the object is not there."""
@@ -41,8 +46,8 @@ KEPT = {"services": ("web", "agent"), "networks": ("front",), "secrets": ("key",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """`line` is a command (`docker …`) or a request (`GET /services`), with `TASK`, `NODE`, `WEB` for ids;
-    in a request, `version=@/services/web` stands for the object's present version.
+    """`line` is a command (`docker …`, `hivemesh …`) or a request (`GET /services`), with `TASK`, `NODE`, `WEB` for
+    ids; in a request, `version=@/services/web` stands for the object's present version.
 
     `effects` are looked for after it until they are so: "/path Some.Field" to a value, or a path to `GONE`. `refused`
     has words of the refusal; without any, it has to succeed. `before` and `after` are lines of the same kinds.
@@ -110,12 +115,12 @@ class Board:
         })  # fmt: skip
         plain = {"ContainerSpec": {"Image": IMAGE, "StopGracePeriod": 10**9}}
         first.api("POST", "/services/create", {"Name": "agent", "TaskTemplate": plain, "Mode": {"Global": {}}})
-        running = await_tasks(self.lab, "web", 2)
+        stays = next(task for task in await_tasks(self.lab, "web", 2) if task.node == "n1")  # rows drain n2
         await_tasks(self.lab, "agent", 2)
         self.docker(first, "run", "--detach", "--name", "box", "--network", "front", "--label", "kind=box", IMAGE)
         nodes = {node["Description"]["Hostname"]: node["ID"] for node in first.api("GET", "/nodes")}
         self.words = {
-            "IMAGE": IMAGE, "TASK": running[0].id, "WEB": first.api("GET", "/services/web")["ID"], "FRONT": front,
+            "IMAGE": IMAGE, "TASK": stays.id, "WEB": first.api("GET", "/services/web")["ID"], "FRONT": front,
             "NODE": nodes["n2"], "TOKEN": token, "MANAGER": manager, "KEY": key, "CONF": conf,
         }  # fmt: skip
 
@@ -124,6 +129,8 @@ class Board:
         first = self.lab.nodes[0]
         for line in row.after:
             self._perform(_beside(row, line))
+        if "promote n2" in row.line:  # other rows want a worker
+            eventually(self._await_worker, 30.0)
         if row.node != "n1":
             return
         if "--availability" in row.line:  # tasks have moved
@@ -141,6 +148,10 @@ class Board:
             name = found["Name"]
             if name not in (*KEPT["networks"], "bridge", "host", "none", "podman", "docker_gwbridge", "ingress"):
                 eventually(lambda name=name: self._drop_network(name))  # type: ignore[misc]
+
+    def _await_worker(self) -> None:
+        said = raw(self.lab.node("n2"), "GET", "/nodes", None)
+        assert "Worker nodes can't be used" in said.err, said
 
     def _drop_network(self, name: str) -> None:
         try:
@@ -210,6 +221,8 @@ class Board:
     def _refusal(self, row: Row, said: Said) -> str:
         """The words of a refusal, without what differs from run to run. Those of the docker command are its own."""
         text = said.err.strip()
+        if row.line.startswith("hivemesh "):
+            return self._plain(text.removeprefix("Error: "))
         if not row.line.startswith("docker "):
             ours = row.template in OURS or not row.template.strip()
             return f"{said.code}: {self._plain(text)}" if ours else f"{said.code}, in the engine's words"
@@ -232,8 +245,19 @@ class Board:
     def _perform(self, row: Row) -> Said:
         node = self.lab.node(row.node)
         line = self._fill(row.line)
+        if line == RESTART:
+            self.lab.restart_daemon(node.name)
+            return Said(0, "", "")
+        if line.startswith(KEEP):
+            _, name, command = line.split(" ", 2)
+            said = self.docker(node, *shlex.split(command)[1:])
+            self.words[name] = said.out.strip()
+            return said
+        if line.startswith("hivemesh "):
+            done = node.exec(HIVEMESH, *shlex.split(line)[1:], check=False, timeout=PATIENCE)
+            return Said(done.returncode, done.stdout, done.stderr)
         if line.startswith("docker "):
-            return self.docker(node, *shlex.split(line)[1:], stdin=row.stdin)
+            return self.docker(node, *shlex.split(line)[1:], stdin=self._fill(row.stdin))
         method, _, target = line.partition(" ")
         target, _, versioned = target.partition("@")  # an update, of the version that the object at this path has now
         if versioned:
@@ -327,9 +351,7 @@ secrets:
 @contextmanager
 def conformance_board() -> Iterator[Board]:
     """A lab of its own with the world in it."""
-    lab = Lab(f"t{os.getpid()}-800", LabSettings(nodes=3, swarm=False))
-    lab.up()
-    try:
+    with a_lab(LabSettings(nodes=3, swarm=False)) as lab:
         with tempfile.TemporaryDirectory(prefix="hm-conform-") as folder:
             board = Board(lab, Path(folder))
             try:
@@ -339,8 +361,6 @@ def conformance_board() -> Iterator[Board]:
                 error.add_note(f"n1 says {told!r}; its log: {lab.nodes[0].log.read_text()[-2000:]}")
                 raise
             yield board
-    finally:
-        lab.down()
 
 
 def check(board: Board, row: Row) -> None:

@@ -14,7 +14,7 @@ from hivemesh.model.errors import Conflict, Invalid
 from hivemesh.model.ids import ClusterID, NodeID
 from hivemesh.model.node import Node, NodeSpec
 from hivemesh.pki.seal import KEY_LENGTH, Seal
-from hivemesh.store.api import Snapshot, Store
+from hivemesh.store.api import Mismatch, Put, Snapshot, Store
 from hivemesh.store.etcd import EtcdStore, fill
 from hivemesh.store.etcdapi import EtcdClient, RangeResponse
 from hivemesh.store.leader import EtcdElection
@@ -110,6 +110,21 @@ async def test_a_leader_that_vanishes_is_followed_when_its_lease_is_over(etcd: s
         assert first.running is not None
         first.running.cancel()
         await eventually(lambda: other.leads)
+
+
+async def test_what_was_computed_before_another_was_chosen_counts_no_more(etcd: str) -> None:
+    store = await EtcdStore.create(EtcdClient([etcd]), "fenced/", history=None)
+    try:
+        before = await store.commit([Put("node/a", b"1")])
+        async with candidates(etcd, "fenced/", 1) as (only,):
+            await eventually(lambda: only.leads)
+            with pytest.raises(Mismatch):
+                await store.commit([Put("node/a", b"2")], at=before)
+            async for batch in store.watch("", before):  # everybody's view gets past it
+                assert await store.commit([Put("node/a", b"2")], at=batch[0].revision) > batch[0].revision
+                break
+    finally:
+        await store.close()
 
 
 # --- moving ----------------------------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from mesh_rig import (
     differences,
     end_connections,
     leave_sockets_alone,
+    led,
     let_go_of_sockets,
     outcomes_again,
     peer_of,
+    probed,
     run,
 )
 
@@ -78,6 +80,19 @@ def test_tcp_socket_is_led_to_a_backend_and_believes_it_speaks_with_the_address(
     assert sorted(found) == [(name, f"{prefix}{vip(version)}") for name in ("b1", "b1", "b2", "b2")]
 
 
+@FAMILIES
+@pytest.mark.parametrize(("protocol", "port", "kind"), [("tcp", 80, "syn-ack"), ("udp", 53, "datagram")])
+def test_probe_of_a_trace_is_led_as_any_socket(
+    machine: Sockets, version: int, protocol: str, port: int, kind: str
+) -> None:
+    machine.spread("vip", {"b1": 1, "b2": 1})
+    found = machine.do(probed, CALLER, str(vip(version)), port, 4, protocol)
+    assert [how for how, _ in found] == [kind] * 4
+    sources = [ipaddress.ip_address(source) for _, source in found]
+    assert vip(version) not in sources
+    assert sorted(map(sources.count, set(sources))) == [2, 2]
+
+
 @WAYS
 def test_udp_socket_keeps_its_backend_until_that_takes_no_more(machine: Sockets, version: int, as_six: bool) -> None:
     address = str(vip(version))
@@ -106,6 +121,17 @@ def test_affinity_chooses_as_nftables_does(machine: Sockets, behind: Machine, ve
     assert set(chosen.values()) == weights.keys()
     not_bound = [each.node.call(ask, "tcp", str(vip(version)), 80, at=CALLER)[0].server for each in (machine, behind)]
     assert not_bound[0] == not_bound[1]
+
+
+@FAMILIES
+@pytest.mark.parametrize("scheduler", ["rr", "source"])
+def test_sockets_that_were_led_are_counted(machine: Sockets, version: int, scheduler: str) -> None:
+    machine.spread("vip", {}, scheduler)  # type: ignore[arg-type]
+    machine.spread("vip", {"b1": 1, "b2": 1}, scheduler)  # type: ignore[arg-type]
+    for _ in range(3):
+        machine.do(peer_of, str(vip(version)), 80, at=CALLER)
+    machine.do(ask_unconnected, str(vip(version)), 53, 5, at=CALLER)  # one flow at most
+    assert machine.do(led, str(vip(version))) in (3, 4)
 
 
 @pytest.fixture(scope="module")

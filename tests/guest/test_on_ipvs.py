@@ -5,16 +5,18 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mesh_rig import CLIENT, V4, V6, Placed, Reply, Rig, ask, ask_again, differences, run, serve
+from mesh_rig import CLIENT, V4, V6, Placed, Reply, Rig, ask, ask_again, counted, differences, run, see, serve
 
 from hivemesh.dataplane.plan import GatewayLease
 from hivemesh.kernel import ipvs
 from hivemesh.model.service import Balance, PortConfig
+from hivemesh.wire.control import AnyItem, key_of
 
 pytestmark = [
     pytest.mark.kernel,
@@ -76,6 +78,46 @@ def test_the_node_itself_and_its_containers_are_seen_as_the_node(rig: Rig, versi
     assert served(rig.nodes[1].call(ask, "tcp", node, 8090, times=2, at=BOX1.sandbox)).keys() == both
 
 
+@FAMILIES
+def test_connections_are_counted_by_backend(rig: Rig, version: int) -> None:
+    node = rig.nodes[1]
+    items: list[AnyItem] = [*rig.publishes(1), rig.network(1)]
+    node.call(see, {key_of(item): item for item in items}, rig.plans(1))
+    backends = ("10.0.0.21", "10.0.0.22") if version == 4 else ("fd10::15", "fd10::16")
+    ends = [("web", "tcp", "8090", backend) for backend in backends]
+
+    def settled() -> list[int]:
+        """The kernel sums up every other second."""
+        seen: list[int] = []
+        while True:
+            found = node.call(counted)["hivemesh_connections"]
+            last, seen = seen, [found[end] for end in ends]
+            if seen == last:
+                return seen
+            time.sleep(3)
+
+    before = settled()
+    rig.client.call(ask, "tcp", node_address(1, version), 8090, times=4)
+    assert [now - then for now, then in zip(settled(), before, strict=True)] == [2, 2]
+
+
+@FAMILIES
+def test_connections_that_ipvs_has_no_backend_for_are_counted_as_refused(rig: Rig, version: int) -> None:
+    tasks, node = rig.tasks, rig.nodes[1]
+    try:
+        rig.tasks = [BOX1]
+        rig.apply()
+        items: list[AnyItem] = [*rig.publishes(1), rig.network(1)]
+        node.call(see, {key_of(item): item for item in items}, rig.plans(1))
+        port = ("web", "tcp", "8090")
+        before = node.call(counted)["hivemesh_refused_connections"][port]
+        assert rig.client.call(ask, "tcp", node_address(1, version), 8090, times=3) == ["ConnectionRefusedError"] * 3
+        assert node.call(counted)["hivemesh_refused_connections"][port] == before + 3
+    finally:
+        rig.tasks = tasks
+        rig.apply()
+
+
 def test_kernel_holds_what_the_plan_says_and_ipvsadm_shows_it(rig: Rig) -> None:
     assert rig.nodes[1].call(differences, rig.plans(1)) == []
     shown = rig.nodes[1].call(run, "ipvsadm", "-Sn", at="ingress_sbox")
@@ -107,6 +149,6 @@ def test_agent_serves_through_ipvs() -> None:
             "-p", "no:cacheprovider", f"--basetemp={folder}/in",
         ]  # fmt: skip
         environment = {**os.environ, "HIVEMESH_TEST_BALANCER": "ipvs"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     print(done.stdout[-20000:], done.stderr[-5000:])
     assert done.returncode == 0

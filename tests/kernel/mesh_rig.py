@@ -346,6 +346,11 @@ def balance_sockets(pins: str = "") -> str:
     return lack
 
 
+def led(address: str) -> int:
+    """How many sockets were led from there to a backend, as the maps say, which keep that across changes of none."""
+    return sum(count for _, vip, count in _hooks.counted() if str(vip) == address)
+
+
 def let_go_of_sockets() -> None:
     """As a daemon that dies: what is pinned goes on."""
     _hooks.close()
@@ -377,36 +382,142 @@ def doubt(namespaces: Iterable[str]) -> None:
 
 def differences(plans: Iterable[NamespacePlan]) -> list[str]:
     assert _applier is not None
-    return [d for plan in plans for d in _applier.differences(plan)]
+    return [str(d) for plan in plans for d in _applier.differences(plan)]
+
+
+def counted() -> dict[str, dict[tuple[str, ...], int]]:
+    """What this node's `ingress_sbox` has counted, by family of metrics and labels; of the view of `see`."""
+    from hivemesh.metrics.reading import read
+
+    found: dict[str, dict[tuple[str, ...], int]] = {}
+    for family, labels, _, value in read(_seen[0], _seen[1], None):
+        sums = found.setdefault(family, {})
+        sums[labels] = sums.get(labels, 0) + value
+    return found
+
+
+def see(view: Any, plans: Iterable[NamespacePlan]) -> None:
+    """What `counted` and `flows` go by."""
+    from hivemesh.cnm.node import parts_of
+
+    global _seen
+    _seen = (parts_of(view), {plan.namespace: plan for plan in plans})
+
+
+def listen_for_flows() -> None:
+    """From now on, in `ingress_sbox`."""
+    from hivemesh.kernel.flows import FlowSocket
+
+    global _flows
+    _flows = FlowSocket("ingress_sbox")
+
+
+def flows(most: int) -> tuple[list[Any], int]:
+    """With names, and how many were lost; ends the listening."""
+    from hivemesh.metrics.naming import Names
+
+    names = Names(_seen[0], "here")
+    plan = _seen[1]["ingress_sbox"]
+    found = [names.flow("ingress_sbox", plan, tracked, 0.0) for tracked in _flows.read(most)]
+    lost = _flows.lost()
+    _flows.close()
+    return [flow for flow in found if flow is not None], lost
+
+
+def listen_past_the_mesh() -> None:
+    """From now on, on the host: to what is led elsewhere than into `ingress_sbox`."""
+    from hivemesh.kernel.flows import FlowSocket
+
+    global _flows
+    addresses = {a.address.ip for a in _seen[1]["ingress_sbox"].addresses if a.link == "eth1"}
+    v4, v6 = sorted(addresses, key=lambda a: a.version)
+    _flows = FlowSocket("", (v4, v6))
+
+
+def heard() -> list[tuple[str, int, str, int]]:
+    """What was asked for, and who answers; ends the listening."""
+    found = _flows.read(1000)
+    _flows.close()
+    return [(str(t.destination), t.destination_port, str(t.answers), t.answers_port) for t in found]
+
+
+_seen: Any = None
+_flows: Any = None
 
 
 def traced(plans: Iterable[NamespacePlan], view: Any, question: Any, vtep: str) -> Any:
-    """This node's hops of a trace: those all ways share, and of each way with the leg that another node must see."""
+    """A trace that begins at this node; the others' part is asked of the parent (`Node.ask`)."""
     import asyncio
 
     from hivemesh.cnm.node import parts_of
-    from hivemesh.kernel.linux import Linux
-    from hivemesh.model.errors import Unavailable
     from hivemesh.trace import tracer
 
-    asked: dict[Address, Any] = {}
+    async def elsewhere(there: Address, examination: Any) -> Any:
+        return ask_parent(str(there), examination)
 
-    async def elsewhere(there: Address, leg: Any) -> Any:
-        asked[leg.destination] = leg
-        raise Unavailable("another node of this test")
-
-    held = {plan.namespace: plan for plan in plans}
     own = ipaddress.ip_address(vtep)
-    found = asyncio.run(tracer.trace(Linux(_hooks), "here", parts_of(view), held, question, own, elsewhere))
-    return found.begin, [(way.hops, asked.get(way.backend)) for way in found.ways]
+    return asyncio.run(tracer.trace(_here(plans, vtep), parts_of(view), question, own, elsewhere))
 
 
-def examined(plans: Iterable[NamespacePlan], leg: Any) -> Any:
-    """The hops that this node sees of a leg."""
-    from hivemesh.kernel.linux import Linux
+def examined(plans: Iterable[NamespacePlan], examination: Any, vtep: str) -> Any:
+    """This node's part of a trace that begins elsewhere."""
     from hivemesh.trace import tracer
 
-    return tracer.examine(Linux(_hooks), "there", {plan.namespace: plan for plan in plans}, leg).hops
+    return tracer.examine(_here(plans, vtep), examination)
+
+
+def probed(namespace: str, address: str, port: int, count: int, protocol: Any = "tcp") -> list[tuple[str, str]]:
+    """Probes as a trace sends them, from a sandbox: how each was answered there, and from which address."""
+    from hivemesh.kernel.probing import new_watch
+    from hivemesh.trace.probes import Aim, Salvo
+    from hivemesh.trace.watching import Watching
+
+    watching, watch = Watching(), new_watch(protocol, 4789)
+    aim = Aim(namespace=namespace, destination=ipaddress.ip_address(address), protocol=protocol, port=port, count=count)
+    try:
+        watching.look_out(watch, (namespace,))
+        salvo = Salvo(watch, [aim], lambda: watching.seen(watch))
+        salvo.fire()
+        assert not salvo.shots[0].failed
+        return sorted((s.kind, str(s.source)) for s in salvo.sightings if s.back and not s.out)
+    finally:
+        watching.close()
+
+
+def _here(plans: Iterable[NamespacePlan], vtep: str) -> Any:
+    from hivemesh.kernel.linux import Linux
+    from hivemesh.trace.tracer import Here
+    from hivemesh.trace.watching import Watching
+
+    global _watching
+    _watching = _watching or Watching()
+    held = {plan.namespace: plan for plan in plans}
+    return Here(node=f"n{vtep[-1]}", linux=Linux(_hooks), plans=held, watching=_watching)
+
+
+def look_out_for(traces: int) -> None:
+    """This node looks out for the probes of so many traces already; 0: for none."""
+    from hivemesh.kernel.probing import new_watch
+    from hivemesh.trace.watching import Watching
+
+    global _watching
+    _watching = _watching or Watching()
+    _watching.close()
+    for _ in range(traces):
+        _watching.look_out(new_watch("tcp", 4789), ("",))
+
+
+_watching: Any = None
+
+
+def ask_parent(*question: Any) -> Any:
+    """What `Node.ask` of the parent returns, which waits for this node meanwhile."""
+    pickle.dump(("ask", question), _pipes[1])
+    _pipes[1].flush()
+    return pickle.load(_pipes[0])
+
+
+_pipes: list[Any] = []
 
 
 _applier: Any = None
@@ -419,6 +530,7 @@ def node_main() -> None:
     os.dup2(2, 1)
     run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
     run("ip", "link", "set", "lo", "up")
+    _pipes.extend((source, sink))
     sink.write(b"ready\n")
     sink.flush()
     while True:
@@ -447,6 +559,7 @@ class Node:
     def __init__(self, name: str) -> None:
         os.makedirs("/run/netns", exist_ok=True)
         self.name = name
+        self.ask: Callable[..., Any] = lambda *question: None
         self.process = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
@@ -465,6 +578,10 @@ class Node:
         pickle.dump((at, function.__name__, args, kwargs), self.process.stdin)
         self.process.stdin.flush()
         ok, value = pickle.load(self.process.stdout)
+        while ok == "ask":
+            pickle.dump(self.ask(*value), self.process.stdin)
+            self.process.stdin.flush()
+            ok, value = pickle.load(self.process.stdout)
         if not ok:
             raise AssertionError(f"{self.name}: {value}")
         return value

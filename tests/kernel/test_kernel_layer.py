@@ -12,7 +12,9 @@ INSIDE = Path(__file__).parent / "inside"
 PREPARE = 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'
 
 
-@pytest.mark.parametrize("cases", ["netns_cases.py", "apply_cases.py", "monitor_cases.py", "conntrack_cases.py"])
+@pytest.mark.parametrize(
+    "cases", ["netns_cases.py", "apply_cases.py", "monitor_cases.py", "conntrack_cases.py", "picture_cases.py"]
+)
 def test_cases_hold_on_a_machine_of_their_own(cases: str, tmp_path: Path) -> None:
     command = [
         "unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", PREPARE, "sh",

@@ -16,7 +16,8 @@ from hivemesh.dataplane.plan.sandbox import plan_sandbox
 from hivemesh.kernel.api import NamespacePlan
 from hivemesh.model.addr import Address
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
-from hivemesh.model.local import Local, LocalIPAMConfig, LocalNetwork, LocalSpec, PublishedPort
+from hivemesh.model.local import Local, LocalNetwork, LocalSpec, PublishedPort
+from hivemesh.model.network import IPAMConfig
 from hivemesh.model.service import TaskSpec
 from hivemesh.model.task import Task
 
@@ -29,13 +30,13 @@ FACTS: HostFacts = replace(facts_of(1), vtep=ipaddress.IPv4Address(0))
 
 def network(name: str, third: int, driver: str = "bridge", *, internal: bool = False, **options: str) -> LocalNetwork:
     ipam = [
-        LocalIPAMConfig(subnet=f"10.{third}.0.0/24", gateway=f"10.{third}.0.1"),
-        LocalIPAMConfig(subnet=f"fd{third}::/64", gateway=f"fd{third}::1"),
+        IPAMConfig(subnet=f"10.{third}.0.0/24", gateway=f"10.{third}.0.1"),
+        IPAMConfig(subnet=f"fd{third}::/64", gateway=f"fd{third}::1"),
     ]
     if driver == "macvlan":
         ipam = [
-            LocalIPAMConfig(subnet=f"{V4}.0/24", gateway=f"{V4}.100", ip_range=f"{V4}.192/28"),
-            LocalIPAMConfig(subnet=f"{V6}/64", gateway=f"{V6}100", ip_range=f"{V6}c0/124"),
+            IPAMConfig(subnet=f"{V4}.0/24", gateway=f"{V4}.100", ip_range=f"{V4}.192/28"),
+            IPAMConfig(subnet=f"{V6}/64", gateway=f"{V6}100", ip_range=f"{V6}c0/124"),
         ]
     spec = LocalSpec(
         name=name,

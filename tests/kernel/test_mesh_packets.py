@@ -23,12 +23,18 @@ from mesh_rig import (
     ask_again,
     big_datagram,
     bulk,
+    counted,
     differences,
     doubt,
     facts_of,
+    flows,
+    heard,
     hush,
+    listen_for_flows,
+    listen_past_the_mesh,
     remove,
     run,
+    see,
     send_tunnelled,
     serve,
     tunnelled,
@@ -36,6 +42,7 @@ from mesh_rig import (
 
 from hivemesh.dataplane.plan import GatewayLease, HostPort, plan_host
 from hivemesh.model.service import Door, PortConfig
+from hivemesh.wire.control import AnyItem, TaskItem, key_of
 
 pytestmark = pytest.mark.kernel
 
@@ -56,7 +63,8 @@ def lease(last: int) -> GatewayLease:
 WEB = (port(8090, 80), port(8090, 53, "udp"), port(8091, 80))
 SOLO = (port(8092, 80), port(8092, 53, "udp"))
 EMPTY = (port(8093, 80), port(8093, 53, "udp"))
-WEB1 = Placed("web1", 2, 21, lease(3), WEB + SOLO)
+OWN = PortConfig(published_port=9090, target_port=80, publish_mode="host")
+WEB1 = Placed("web1", 2, 21, lease(3), (*WEB, *SOLO, OWN))
 WEB2 = Placed("web2", 3, 22, lease(3), WEB)
 BOX1 = Placed("box1", 1, 0, lease(9), ())
 BOX2 = Placed("box2", 2, 0, lease(9), ())
@@ -414,3 +422,108 @@ def test_service_that_is_removed_leaves_nothing(rig: Rig) -> None:
         ours = [line for line in held.splitlines() if " self " in line]  # without what the bridge learned and forgets
         assert ours
         assert not any("02:42:0a:00:00:4d" in line for line in ours)
+
+
+def watch(rig: Rig, number: int) -> Node:
+    """The node, which from now on can say what it counts."""
+    node = rig.nodes[number]
+    items: list[AnyItem] = [*rig.publishes(number), rig.network(number)]
+    items += [TaskItem(task=placed.task) for placed in rig.tasks if placed.node == number]
+    node.call(see, {key_of(item): item for item in items}, rig.plans(number))
+    return node
+
+
+def grown(before: dict[tuple[str, ...], int], after: dict[tuple[str, ...], int]) -> dict[tuple[str, ...], int]:
+    found = {labels: value - before.get(labels, 0) for labels, value in after.items()}
+    return {labels: value for labels, value in found.items() if value}
+
+
+@FAMILIES
+@PROTOCOLS
+def test_each_backends_connections_and_bytes_are_counted(rig: Rig, protocol: str, version: int) -> None:
+    node = watch(rig, 1)
+    before = node.call(counted)
+    assert servers(rig.client.call(ask, protocol, address(1, version), 8090, times=4)) == Counter(web1=2, web2=2)
+    after = node.call(counted)
+    backends = ("10.0.0.21", "10.0.0.22") if version == 4 else ("fd10::15", "fd10::16")
+    ends = [("web", protocol, "8090", backend) for backend in backends]
+    began = grown(before["hivemesh_connections"], after["hivemesh_connections"])
+    assert began == dict.fromkeys(ends, 2)
+    carried = grown(before["hivemesh_bytes"], after["hivemesh_bytes"])
+    assert carried.keys() == {(*end, way) for end in ends for way in ("to_backend", "from_backend")}
+    assert min(carried.values()) > 2 * 28  # an IP and a UDP header at least
+    assert grown(before["hivemesh_refused_connections"], after["hivemesh_refused_connections"]) == {}
+
+
+@FAMILIES
+def test_port_in_host_mode_counts_its_connections_and_bytes(rig: Rig, version: int) -> None:
+    node = watch(rig, 2)
+    before = node.call(counted)
+    assert servers(rig.client.call(ask, "tcp", address(2, version), 9090, times=3)) == Counter(web1=3)
+    after = node.call(counted)
+    end = ("web", "tcp", "9090", "172.18.0.3" if version == 4 else "fd77:1::3")
+    assert grown(before["hivemesh_connections"], after["hivemesh_connections"]) == {end: 3}
+    carried = grown(before["hivemesh_bytes"], after["hivemesh_bytes"])
+    assert carried.keys() == {(*end, way) for way in ("to_backend", "from_backend")}
+    assert min(carried.values()) > 3 * 5 * 40  # headers of a whole connection
+
+
+@FAMILIES
+def test_connections_to_a_port_without_backends_are_counted_as_refused(rig: Rig, version: int) -> None:
+    tasks = rig.tasks
+    try:
+        rig.tasks = [t for t in tasks if t.name.startswith("box")]  # then nothing else asks for connection tracking
+        rig.apply()
+        node = watch(rig, 1)
+        before = node.call(counted)["hivemesh_refused_connections"]
+        assert rig.client.call(ask, "tcp", address(1, version), 8093, times=3) == ["ConnectionRefusedError"] * 3
+        after = node.call(counted)["hivemesh_refused_connections"]
+        assert grown(before, after) == {("empty", "tcp", "8093"): 3}
+    finally:
+        rig.tasks = tasks
+        rig.apply()
+
+
+def test_flushed_counters_and_dropped_packets_are_no_drift(rig: Rig) -> None:
+    node = watch(rig, 1)
+    reason = ("ingress", "connections do not begin on the overlay")
+    before = node.call(counted)["hivemesh_dropped_packets"][reason]
+    assert rig.nodes[2].call(ask, "tcp", "10.0.0.11", 8090, at=WEB1.sandbox, timeout=0.3) == ["TimeoutError"]
+    node.call(run, "nft", "reset", "counters", "table", "inet", "hivemesh", at="ingress_sbox")
+    assert node.call(counted)["hivemesh_dropped_packets"][reason] >= before
+    assert node.call(differences, rig.plans(1)) == []
+
+
+def test_flow_log_tells_client_service_and_backend_and_what_was_refused(rig: Rig) -> None:
+    node = watch(rig, 1)
+    node.call(listen_for_flows)
+    rig.client.call(ask, "tcp", address(1, 4), 8092)
+    rig.client.call(ask, "tcp", address(1, 6), 8093)
+    told, lost = node.call(flows, 100)
+    assert lost == 0
+    shown = [(f.source.address, f.target.service, f.target.port, f.verdict) for f in told]
+    assert shown == [(client(4), "solo", 8092, "balanced"), (client(6), "empty", 8093, "refused")]
+    assert (told[0].backend.address, told[0].backend.service) == ("10.0.0.21", "solo")
+    assert told[1].backend is None
+
+
+@FAMILIES
+def test_host_tells_of_ports_in_host_mode_and_of_nothing_else(rig: Rig, version: int) -> None:
+    node, host = watch(rig, 2), address(2, version)
+    node.call(listen_past_the_mesh)
+    rig.client.call(ask, "udp", host, 8090, times=3)
+    rig.client.call(ask, "tcp", host, 8091, times=3)
+    rig.client.call(ask, "tcp", host, 7, times=1)
+    rig.client.call(ask, "tcp", host, 9090)
+    assert node.call(heard) == [(host, 9090, "172.18.0.3" if version == 4 else "fd77:1::3", 80)]
+
+
+def test_flow_log_that_nobody_reads_counts_what_it_loses(rig: Rig) -> None:
+    node = watch(rig, 1)
+    before = node.call(counted)["hivemesh_connections"]
+    node.call(listen_for_flows)
+    rig.client.call(ask, "udp", address(1, 4), 8090, times=1200)  # of which some have the port of an earlier one
+    began = grown(before, node.call(counted)["hivemesh_connections"])
+    told, lost = node.call(flows, 10_000)
+    assert lost > 0
+    assert len(told) + lost == sum(began.values())

@@ -35,7 +35,7 @@ from hivemesh.model.service import TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import AnyItem, Backend, NetworkItem, ServiceItem, TaskItem, key_of
 from hivemesh.wire.resolver import RESOLVER_ADDRESS, RESOLVER_PORT
-from hivemesh.wire.trace import Fact, Question
+from hivemesh.wire.trace import Fact, Question, Trace
 
 pytestmark = pytest.mark.kernel
 
@@ -238,14 +238,20 @@ def test_questions_go_to_the_resolver_and_port_53_stays_free(cluster: Cluster, p
     assert RESOLVER_ADDRESS not in tracked
 
 
-def findings(cluster: Cluster, target: str, source: str = "caller") -> list[Fact]:
-    """Of a trace from one of the tasks."""
+def trace(cluster: Cluster, target: str, source: str = "caller", *, probe: bool = False) -> Trace:
+    """From one of the tasks."""
     services = [item for found in cluster.services().values() for item in found]
     items: list[AnyItem] = [network(A), network(B), *services, *(TaskItem(task=t) for t in TASKS.values())]
     plans = [*cluster.plans(), *(plan_overlay(network(n), FACTS, ()) for n in (A, B))]
-    question = Question(source=TASKS[source].id, target=target)
-    begin, ways = cluster.node.call(traced, plans, {key_of(i): i for i in items}, question, str(FACTS.vtep))
-    return [fact for hop in (*begin, *(h for hops, _ in ways for h in hops)) for fact in hop.facts if not fact.agrees]
+    question = Question(source=TASKS[source].id, target=target, probe=probe)
+    found: Trace = cluster.node.call(traced, plans, {key_of(i): i for i in items}, question, str(FACTS.vtep))
+    return found
+
+
+def findings(cluster: Cluster, target: str, source: str = "caller") -> list[Fact]:
+    found = trace(cluster, target, source)
+    hops = [*found.begin, *(hop for way in found.ways for hop in way.hops)]
+    return [fact for hop in hops for fact in hop.facts if not fact.agrees]
 
 
 def test_trace_of_a_virtual_address_names_flushed_backends(cluster: Cluster) -> None:
@@ -253,11 +259,15 @@ def test_trace_of_a_virtual_address_names_flushed_backends(cluster: Cluster) -> 
     assert findings(cluster, target) == []
     cluster.node.call(run, "nft", "flush", "map", "inet", "hivemesh-vips", "backends4", at=CALLER)
     (found,) = findings(cluster, target)
+    refused = trace(cluster, target, probe=True)
+    assert refused.sent > refused.answered == 0
     assert found.what == "nft inet hivemesh-vips"
     assert found.proof == f"ip netns exec {CALLER} nft list table inet hivemesh-vips"
     cluster.node.call(doubt, [CALLER])
     cluster.apply()
-    assert findings(cluster, target) == []
+    healed = trace(cluster, target, probe=True)
+    assert (healed.finding, healed.answered) == (None, healed.sent)
+    assert all(way.met == 1 for way in healed.ways)
 
 
 def test_trace_of_a_name_tells_a_silent_resolver_from_one_with_old_news(cluster: Cluster) -> None:

@@ -31,7 +31,7 @@ TABLE = "hivemesh"
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], timeout: float = 5.0) -> T:
+def eventually(look: Callable[[], T], timeout: float = 20.0) -> T:
     """The first result of `look` that is not a failed assertion; the last failure when time is up."""
     until = time.monotonic() + timeout
     while True:
@@ -118,7 +118,7 @@ def await_tasks(lab: Lab, service: str, count: int, timeout: float = 30) -> list
     return eventually(look, timeout)
 
 
-def await_served(lab: Lab, count: int, port: int = PORT, timeout: float = 5, protocol: str = "tcp") -> None:
+def await_served(lab: Lab, count: int, port: int = PORT, timeout: float = 20, protocol: str = "tcp") -> None:
     """Until every node's kernel has `count` backends for a port, in both families."""
 
     def look() -> None:
@@ -303,6 +303,12 @@ def inside(node: Machine, namespace: str, *command: str, check: bool = True) -> 
 def as_json(node: Machine, namespace: str, *command: str) -> Any:
     text = inside(node, namespace, *command)
     return json.loads(text) if text.strip() else []
+
+
+def resolver_of(node: Node) -> int:
+    """The process id of the node's resolver."""
+    (found,) = [p.pid for p in node.processes() if p.runs("hivemesh-resolver") or "hivemesh.dns.process" in p.arguments]
+    return found
 
 
 def namespaces(node: Machine) -> list[str]:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from outside import HIVEMESH, Said, await_tasks, cli, eventually, kernel, run_cl
 from hivemesh.lab.http import Refused
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.node import Node
+from labs import a_lab
 
 pytestmark = pytest.mark.scenario
 
@@ -30,9 +30,7 @@ TAKEN = 8070
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """n1 manages a swarm with one service, n2 is its worker, n3 is outside."""
-    lab = Lab(f"t{os.getpid()}-900", LabSettings(engine="process", swarm=False))
-    lab.up()
-    try:
+    with a_lab(LabSettings(engine="process", swarm=False)) as lab:
         first, second, _ = lab.nodes
         cli(first, "hivemesh", "swarm", "init", "--advertise-addr", "eth0")
         cli(second, "hivemesh", "swarm", "join", "--token", token(first), manager_of(first))
@@ -40,8 +38,6 @@ def lab() -> Iterator[Lab]:
             "localhost/whoami")  # fmt: skip
         await_tasks(lab, "taken", 1)
         yield lab
-    finally:
-        lab.down()
 
 
 def token(node: Node, role: str = "Worker") -> str:

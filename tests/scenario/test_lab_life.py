@@ -14,6 +14,7 @@ import pytest
 
 from hivemesh.lab.lab import Lab, LabSettings, labs, machine_marks, namespaces
 from hivemesh.lab.machine import LabError
+from labs import a_lab
 
 pytestmark = pytest.mark.scenario
 
@@ -24,12 +25,8 @@ ALONE = LabSettings(nodes=1, engine="process", swarm=False)
 @pytest.fixture(scope="module")
 def settled() -> Iterator[Lab]:
     """Two nodes on the process engine, for tests that leave them as they are."""
-    lab = Lab(f"t{os.getpid()}-settled", LabSettings(nodes=2, engine="process", swarm=False))
-    lab.up()
-    try:
+    with a_lab(LabSettings(nodes=2, engine="process", swarm=False)) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 def hivemesh(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -140,3 +137,32 @@ def test_wrong_command_says_what_to_do_and_changes_nothing(settled: Lab) -> None
     assert hivemesh("lab", "up", "--nodes", "51", "--name", "toobig").returncode == 1
     assert hivemesh("lab", "up", "--engine", "docker").returncode == 2
     assert settled.nodes[0].api("GET", "/_ping") == "OK"
+
+
+def test_cut_lost_and_late_frames_are_felt_until_they_are_mended(settled: Lab) -> None:
+    def heard(*options: str, count: int = 3) -> int:
+        done = settled.client.exec(
+            "ping", "-c", str(count), "-i", "0.02", "-W", "0.3", "-q", *options, "n2", check=False
+        )
+        found = re.search(r"(\d+) received", done.stdout)
+        assert found, done
+        return int(found[1])
+
+    option = ("--name", settled.name)
+    assert heard() == 3
+    cut = hivemesh("lab", "cut", "n2", *option).stdout.strip()
+    assert heard() == 0
+    assert hivemesh("lab", "mend", cut, *option).returncode == 0
+    assert heard() == 3
+    hivemesh("lab", "cut", "n2", "--port", "2377", *option)
+    assert heard() == 3
+    hivemesh("lab", "loss", "n2", "--percent", "50", *option)
+    assert 0 < heard(count=30) < 30
+    hivemesh("lab", "mend", *option)
+    hivemesh("lab", "delay", "n2", "--ms", "60", *option)
+    slow = settled.client.exec("ping", "-c", "2", "-i", "0.2", "-q", "n2").stdout
+    assert float(slow.rpartition(" = ")[2].split("/")[0]) > 100
+    assert "is delayed already" in hivemesh("lab", "delay", "n2", *option).stderr
+    hivemesh("lab", "mend", *option)
+    assert heard() == 3
+    assert "has no node n9" in hivemesh("lab", "cut", "n9", *option).stderr

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -117,6 +118,14 @@ def test_hundred_clients_at_once_are_all_answered(port: int) -> None:
         assert all(pool.map(ask, range(300)))
 
 
+def _await_signals_taken(pid: int) -> None:
+    """Until the process has no signal left to notice: what is asked at the same time may still be answered first."""
+    until = time.monotonic() + 5
+    while re.search(r"^ShdPnd:\t0+$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE) is None:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def stopped(program: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
     """A server that a test tells to stop; a fixture's end waits for it."""
@@ -140,6 +149,7 @@ def test_server_that_is_told_to_stop_answers_once_more_and_says_so(
         connection.request("GET", "/")
         assert connection.getresponse().read()
     server.send_signal(signal.SIGTERM)
+    _await_signals_taken(server.pid)
     for connection in open_[1:]:
         connection.request("GET", "/")
         response = connection.getresponse()

@@ -1,7 +1,6 @@
 """`docker run` on a plain machine, in a swarm and out of it again: containers by Podman, their networks by us."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outside import IMAGE, cli, drift, eventually, run_cli
+from outside import IMAGE, cli, drift, eventually, resolver_of, run_cli
 
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.machine import Machine
 from hivemesh.lab.node import Node
+from labs import a_lab
 
 pytestmark = pytest.mark.scenario
 
@@ -64,12 +64,8 @@ REFUSED = (
 
 @pytest.fixture(scope="module")
 def whole_lab() -> Iterator[Lab]:
-    lab = Lab(f"t{os.getpid()}-local", LabSettings(nodes=1, swarm=False))
-    lab.up()
-    try:
+    with a_lab(LabSettings(nodes=1, swarm=False)) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture
@@ -230,10 +226,12 @@ def test_networks_and_containers_outlive_the_daemon_and_the_swarm(whole_lab: Lab
         assert asked(node, "far", "both") == both[:12]
         assert far[:12] in fetch(node, "http://127.0.0.1:8090/")
         docker(node, "rm", "--force", "far")
+        served = resolver_of(node)
     finally:
         docker(node, "swarm", "leave", "--force")
     answers()
     assert asked(node, "both", "web") == web[:12]
+    assert resolver_of(node) == served, "names were not answered all the time"
     eventually(lambda: _undisturbed(node))
 
 

@@ -3,8 +3,12 @@
 Commands of the host serve here, not containers: nothing in these tests depends on what runs a task.
 """
 
+import contextlib
+import itertools
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +20,15 @@ from hivemesh.lab.http import Refused
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.machine import LabError
 from hivemesh.lab.node import Node
+from labs import a_lab
 
 pytestmark = pytest.mark.scenario
 
 
 @pytest.fixture(scope="module")
 def _managed() -> Iterator[Lab]:
-    lab = Lab(f"t{os.getpid()}-managers", LabSettings(nodes=4, managers=3, engine="process"))
-    lab.up()
-    try:
+    with a_lab(LabSettings(nodes=4, managers=3, engine="process")) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture
@@ -48,10 +49,11 @@ def _leader(at: Node) -> str:
     return leaders[0]
 
 
-def _assert_managers(lab: Lab, count: int) -> None:
-    """All nodes are ready, so many manage, each of them answers, and they agree on who leads."""
+def _assert_managers(lab: Lab, count: int, but: str = "") -> None:
+    """All nodes are ready, so many manage (the first ones, but not that one), each of them answers, and they agree on
+    who leads."""
     leaders = set()
-    for node in lab.nodes[:count]:
+    for node in [node for node in lab.nodes[:3] if node.name != but][:count]:
         try:
             nodes = _nodes(node)
         except (LabError, Refused) as error:  # its daemon starts; or it is no manager yet
@@ -113,6 +115,58 @@ def test_any_manager_takes_orders_and_reads_the_output_of_any_task(managed: Lab)
     assert "participating as a manager" in warning.err
 
 
+def test_a_demoted_leader_is_followed_by_another_and_no_write_is_lost(managed: Lab) -> None:
+    led = _leader(managed.nodes[0])
+    other = next(node for node in managed.nodes[:3] if node.name != led)
+    promised: list[str] = []
+    over = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            if over.is_set():
+                return
+            with contextlib.suppress(LabError, Refused):
+                other.api("POST", "/configs/create", {"Name": f"c{number}", "Data": "aGl2ZQ=="}, timeout=20)
+                promised.append(f"c{number}")
+            time.sleep(0.02)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        cli(other, "docker", "node", "demote", led)
+        eventually(lambda: _assert_managers(managed, 2, but=led), 30)
+        before = len(promised)
+        eventually(lambda: _assert_more(promised, before), 10)
+    finally:
+        over.set()
+        writing.join()
+    assert _leader(other) != led
+    for manager in managed.nodes[:3]:
+        if manager.name != led:
+            kept = {config["Spec"]["Name"] for config in manager.api("GET", "/configs")}
+            assert set(promised) - kept == set(), manager.name
+    for name in promised:
+        other.api("DELETE", f"/configs/{name}")
+    cli(other, "docker", "node", "promote", led)
+    eventually(lambda: _assert_managers(managed, 3), 60)
+
+
+def test_a_manager_that_is_promoted_before_it_heard_of_its_demotion_is_one_again(managed: Lab) -> None:
+    led = _leader(managed.nodes[0])
+    dismissed = next(node for node in managed.nodes[:3] if node.name != led)
+    other = managed.node(led)
+    for removed in (False, True):
+        cli(other, "docker", "node", "demote", dismissed.name)
+        while removed and "ManagerStatus" in _nodes(other)[dismissed.name]:
+            time.sleep(0.01)
+        cli(other, "docker", "node", "promote", dismissed.name)
+        eventually(lambda: _assert_managers(managed, 3), 60)
+
+
+def _assert_more(promised: list[str], before: int) -> None:
+    assert len(promised) > before
+
+
 @pytest.mark.soak
 def test_a_lost_majority_is_said_and_one_manager_goes_on_when_forced(managed: Lab) -> None:
     start_service(managed, replicas=4)
@@ -134,9 +188,7 @@ def test_a_lost_majority_is_said_and_one_manager_goes_on_when_forced(managed: La
 
 
 def test_a_swarm_comes_back_from_a_snapshot_and_its_nodes_by_themselves(tmp_path: Path) -> None:
-    lab = Lab(f"t{os.getpid()}-restored", LabSettings(nodes=2, engine="process"))
-    lab.up()
-    try:
+    with a_lab(LabSettings(nodes=2, engine="process")) as lab:
         first = lab.nodes[0]
         start_service(lab, "--constraint", "node.hostname==n2")
         before = {task.id for task in await_tasks(lab, SERVICE, 2)}
@@ -152,5 +204,3 @@ def test_a_swarm_comes_back_from_a_snapshot_and_its_nodes_by_themselves(tmp_path
         assert trickle.failed == []
         cli(first, "hivemesh", "service", "scale", "--detach", f"{SERVICE}=3")
         await_tasks(lab, SERVICE, 3)
-    finally:
-        lab.down()

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 from names_asked import IMAGE, SLEEP, Asker, askers, network, service, vips
-from outside import cli, eventually, tasks_of
+from outside import cli, eventually, resolver_of, tasks_of
 
 from hivemesh.lab.lab import Lab
-from hivemesh.lab.node import Node
 
 pytestmark = pytest.mark.scenario
-
-
-def resolver(node: Node) -> int:
-    """The process id of the node's resolver."""
-    (found,) = [p.pid for p in node.processes() if p.runs("hivemesh-resolver") or "hivemesh.dns.process" in p.arguments]
-    return found
 
 
 _ASK_OFTEN = """
@@ -52,7 +45,7 @@ def test_names_survive_the_daemon_and_soon_the_resolver(lab: Lab, tmp_path: Path
     webs, (test,) = askers(lab, "web", 2), askers(lab, "test")
     questions = tmp_path / "questions"
     questions.write_text("web A\ntasks.web A\ntest A\n")
-    served = resolver(test.node)
+    served = resolver_of(test.node)
     eventually(lambda: _known(test, webs))
 
     command = ["ip", "netns", "exec", test.task.id[:12], "dnsperf", "-s", "127.0.0.11", "-d", str(questions),
@@ -63,7 +56,7 @@ def test_names_survive_the_daemon_and_soon_the_resolver(lab: Lab, tmp_path: Path
         out, _ = asking.communicate(timeout=30)
     assert re.search(r"Queries lost:\s+0 ", out), out
     assert re.search(r"Response codes:\s+NOERROR \d+ \(100.00%\)", out), out
-    assert resolver(test.node) == served
+    assert resolver_of(test.node) == served
     lab.await_ready()
 
     command = ["ip", "netns", "exec", test.task.id[:12], sys.executable, "-c", _ASK_OFTEN, "tasks.web"]
@@ -76,7 +69,7 @@ def test_names_survive_the_daemon_and_soon_the_resolver(lab: Lab, tmp_path: Path
         out, _ = asking.communicate("killed\n", timeout=20)
     assert asking.returncode == 0
     print(f"{float(out):.2f} s without an answer")
-    assert resolver(test.node) != served
+    assert resolver_of(test.node) != served
     assert test.names("tasks.web") == {address for web in webs for address in web.task.addresses}
 
 

@@ -103,3 +103,21 @@ def _assert_stopped(lab: Lab, name: str, container: str) -> None:
 
 def _assert_no_drift(lab: Lab) -> None:
     assert {node.name: drift(node) for node in lab.nodes} == {node.name: [] for node in lab.nodes}
+
+
+def test_host_port_that_a_plain_container_has_sends_the_task_elsewhere(lab: Lab) -> None:
+    first, second, third = lab.nodes
+    for node in (second, third):
+        cli(node, "docker", "run", "--detach", "--name", "holder", "--publish", "8094:80", IMAGE)
+    create = "docker service create --detach --name web --publish mode=host,published=8094,target=80"
+    cli(first, *create.split(), "--constraint", "node.hostname!=n1", IMAGE)
+    eventually(lambda: _assert_waits(lab, "host-mode port already in use on 2 nodes"), 10)
+    cli(third, "docker", "rm", "--force", "holder")
+    (task,) = await_tasks(lab, "web", 1)
+    assert task.node == "n3"
+    cli(second, "docker", "rm", "--force", "holder")
+
+
+def _assert_waits(lab: Lab, why: str) -> None:
+    said = cli(lab.nodes[0], "docker", "service", "ps", "--no-trunc", "--format", "{{.Error}}", "web")
+    assert why in said

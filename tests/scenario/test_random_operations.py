@@ -100,14 +100,9 @@ class Chaos:
         name = self.random.choice(sorted(self.wanted))
         count = self.random.randint(0, MAX_REPLICAS)
         self.wanted[name]["Mode"]["Replicated"]["Replicas"] = count
-        while True:
-            version = self.api("GET", f"/services/{name}")["Version"]["Index"]
-            try:
-                self.api("POST", f"/services/{name}/update?version={version}", self.wanted[name])
-                return f"scale {name} to {count}"
-            except Refused as refused:
-                if "out of sequence" not in str(refused):  # the managers wrote to it in between
-                    raise
+        version = self.api("GET", f"/services/{name}")["Version"]["Index"]
+        self.api("POST", f"/services/{name}/update?version={version}", self.wanted[name])
+        return f"scale {name} to {count}"
 
     def remove(self) -> str:
         if len(self.wanted) < 2:

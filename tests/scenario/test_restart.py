@@ -1,10 +1,15 @@
 """Daemons die at any moment: packets, containers and the kernel carry on; the next one adopts what it finds."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from outside import (
+    PORT,
     Trickle,
     await_served,
     await_tasks,
@@ -19,6 +24,7 @@ from outside import (
     run_cli,
     start_service,
 )
+from under_load import PAUSE, load
 
 from hivemesh.lab.http import Refused
 from hivemesh.lab.lab import Lab, LabSettings
@@ -98,6 +104,44 @@ def test_daemons_of_all_nodes_are_killed_at_once_and_the_mesh_serves_on(lab: Lab
     assert [containers(node) for node in lab.nodes] == held
 
 
+@pytest.mark.soak
+def test_daemons_of_all_nodes_are_killed_ten_times_under_load_and_not_one_request_fails(
+    lab: Lab, tmp_path: Path
+) -> None:
+    start_service(lab, replicas=3)
+    before, same = kernels(lab), identities(lab)
+    script = tmp_path / "pause.lua"
+    script.write_text(PAUSE)
+    with ExitStack() as loads:
+        for node in lab.nodes:
+            for options in ((), ("-H", "Connection: close")):
+                loads.enter_context(load(lab.client, script, f"http://{node.spec.v4.ip}:{PORT}/", *options))
+        for _ in range(10):
+            for node in lab.nodes:
+                node.kill_daemon()
+            time.sleep(0.5)
+            for node in lab.nodes:
+                lab.restart_daemon(node.name)
+            lab.await_ready()
+            eventually(lambda: _assert_no_drift(lab), 20)
+    assert kernels(lab) == before
+    assert identities(lab) == same, "nothing was made anew"
+
+
+def test_daemon_that_is_asked_says_what_its_threads_do_and_goes_on(lab: Lab) -> None:
+    node = lab.node("n2")
+    daemon = node.daemon()
+    assert daemon is not None
+    before = len(node.log.read_text())
+    os.kill(daemon.pid, signal.SIGUSR1)
+    eventually(lambda: _assert_in("most recent call first", node.log.read_text()[before:]))
+    assert node.api("GET", "/_ping") == "OK"
+
+
+def _assert_in(part: str, text: str) -> None:
+    assert part in text
+
+
 def test_node_that_leaves_is_clean_and_may_come_back(fresh_lab: Callable[[LabSettings], Lab]) -> None:
     lab = fresh_lab(LabSettings(nodes=2))
     first, second = lab.nodes
@@ -105,7 +149,7 @@ def test_node_that_leaves_is_clean_and_may_come_back(fresh_lab: Callable[[LabSet
     assert run_cli(first, "hivemesh", "node", "rm", "n2").code != 0, "a node that is up is not removed"
 
     cli(second, "hivemesh", "swarm", "leave")
-    eventually(lambda: _assert_clean(second), 2)
+    eventually(lambda: _assert_clean(second), 10)
     assert second.api("GET", "/info")["Swarm"]["LocalNodeState"] == "inactive"
 
     await_served_by(lab, 2)  # both tasks are on the first one now
@@ -123,13 +167,13 @@ def test_node_that_leaves_is_clean_and_may_come_back(fresh_lab: Callable[[LabSet
     cli(first, "hivemesh", "node", "rm", "--force", "n2")
     eventually(lambda: _assert_thrown_out(lab), 10)
     cli(second, "hivemesh", "swarm", "leave", "--force")
-    eventually(lambda: _assert_clean(second), 2)
+    eventually(lambda: _assert_clean(second), 10)
 
     # the last manager leaves only by force, and then nothing is left either
     with pytest.raises(Refused):
         first.api("POST", "/swarm/leave")
     first.api("POST", "/swarm/leave?force=1")
-    eventually(lambda: _assert_clean(first), 2)
+    eventually(lambda: _assert_clean(first), 10)
 
 
 def _assert_clean(node: Node) -> None:

@@ -4,7 +4,6 @@ Commands of the host serve here, not containers: nothing in these tests depends 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from outside import Trickle, await_tasks, cli, eventually, identities, run_cli, 
 
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.node import Node
+from labs import a_lab
 
 pytestmark = pytest.mark.scenario
 
@@ -21,12 +21,8 @@ SERVICE = "web_ingress_lb"
 
 @pytest.fixture(scope="module")
 def _small() -> Iterator[Lab]:
-    lab = Lab(f"t{os.getpid()}-keys", LabSettings(nodes=3, engine="process"))
-    lab.up()
-    try:
+    with a_lab(LabSettings(nodes=3, engine="process")) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def load(machine: Machine, script: Path, url: str, *options: str, enter: tuple[s
             out, _ = asking.communicate(timeout=20)
     done = re.search(r"(\d+) requests in", out)
     assert done, out
+    print(f"{url} {' '.join(options)}: {done[1]} requests")
     assert int(done[1]) > LEAST, out
     assert "Socket errors" not in out, f"{' '.join(words)}: {out}"
     assert "Non-2xx" not in out, f"{url}: {out}"

@@ -36,6 +36,7 @@ FOR_MANAGERS = {("POST", "/v1/manager"), ("POST", "/v1/tell")}
 FOR_MEMBERS = {
     ("POST", "/v1/renew"), ("POST", "/v1/leave"), ("POST", "/v1/attach"), ("POST", "/v1/detach"),
     ("POST", "/v1/logs/{id}"), ("POST", "/v1/examine"), ("POST", "/v1/examined"), ("GET", "/v1/members"),
+    ("POST", "/v1/traced"), ("POST", "/v1/inspect"), ("POST", "/v1/inspected"), ("POST", "/v1/feed/{id}"),
     ("GET", "/v1/networks"), ("GET", "/v1/networks/{ref}"), ("GET", "/v1/session"),
 }  # fmt: skip
 

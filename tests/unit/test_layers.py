@@ -8,12 +8,12 @@ import hivemesh
 
 ROOT = Path(hivemesh.__file__).parent
 LAYER = {
-    "model": 0, "clock": 0, "log": 0,
+    "model": 0, "clock": 0, "log": 0, "meters": 0,
     "wire": 1, "ipam": 1, "config": 1, "pki": 1,
     "kernel": 2, "store": 2, "reconcile": 2, "client": 2, "registry": 2,
     "dataplane": 3, "dns": 3,
     "cnm": 4, "engine": 4,
-    "control": 5, "agent": 5, "trace": 5,
+    "control": 5, "agent": 5, "trace": 5, "metrics": 5, "doctor": 5,
     "web": 6, "api": 6,
     "daemon": 7,
     "lab": 8,

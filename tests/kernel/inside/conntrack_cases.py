@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from hivemesh.kernel import conntrack, netns
+from hivemesh.kernel.sockets import close_netlink, dumped, open_netlink
 
 RULES = """
 table inet test {
@@ -124,3 +125,16 @@ def test_strangers_in_our_networks_are_forgotten_and_those_we_know_stay(
 def test_missing_namespace_is_an_error_that_says_so() -> None:
     with pytest.raises(FileNotFoundError):
         conntrack.forget("nothing", udp=[ip_address("10.9.0.1")])
+
+
+def test_kernel_lists_only_what_comes_from_the_asked_address(box: str) -> None:
+    """So that forgetting costs the same beside a hundred thousand other connections. Needs Linux 5.8."""
+    send("10.9.9.9", 1, range(30_000, 30_003))
+    send("10.9.9.9", 2, range(31_000, 31_050))
+    send("fd09:9::9", 1, range(32_000, 32_050))
+    sock = open_netlink(box, conntrack._NETLINK_NETFILTER)
+    try:
+        listed = list(dumped(sock, conntrack._GET, conntrack._from(ip_address("10.9.0.1"))))
+    finally:
+        close_netlink(sock)
+    assert len(listed) == 3

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
@@ -11,7 +12,7 @@ import pytest
 
 from hivemesh.dataplane.apply import Applier
 from hivemesh.dataplane.balancer.ipvs import SYSCTLS
-from hivemesh.kernel import ipvs, netns
+from hivemesh.kernel import ipvs, ipvs_counts, netns
 from hivemesh.kernel.api import Destination, LinkAddress, NamespacePlan, VirtualService
 from hivemesh.kernel.netns import call_inside
 from hivemesh.wire import nft
@@ -165,6 +166,18 @@ def test_connection_outlives_its_destination_and_is_reset_when_the_backend_is_go
             talk.waits_for_an_answer()
     finally:
         talk.close()
+
+
+def test_connections_are_counted_by_service_and_destination(applier: Applier) -> None:
+    ensure(applier, plan(service((BACKEND, 1)), service((OTHER, 1), mark=9), service(("fd00::2", 1))))
+    for _ in range(2):
+        Talk().close()
+    ours = (AF_INET, MARK)
+    ends = time.monotonic() + 30  # the kernel sums up every other second
+    while ipvs_counts.connections(SANDBOX)[ours] < 2 and time.monotonic() < ends:
+        time.sleep(0.2)
+    assert ipvs_counts.connections(SANDBOX) == {ours: 2, (AF_INET, 9): 0, (AF_INET6, MARK): 0}
+    assert ipvs_counts.connections_by_backend(SANDBOX) == {ours: {ip_address(BACKEND): 2}}
 
 
 def test_destination_that_does_not_linger_goes_with_its_connections(applier: Applier) -> None:

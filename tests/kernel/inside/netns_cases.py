@@ -52,7 +52,20 @@ def test_left_over_file_is_no_namespace_and_no_obstacle() -> None:
         pass
     assert not netns.exists("box")
     assert netns.names() == ["first"]
+    assert netns.leftovers() == ["box"]
     netns.create("box", "hivemesh/x")
+    assert netns.exists("box")
+    assert netns.leftovers() == []
+
+
+def test_reserved_place_is_no_leftover_while_it_lasts() -> None:
+    """Swept then, an engine would miss the namespace of the container it is just creating."""
+    with netns.reserved("box") as place:
+        assert os.path.exists(place)
+        assert netns.leftovers() == []
+    assert not os.path.exists(place)
+    with netns.reserved("box"):
+        netns.create("box", "hivemesh/x")
     assert netns.exists("box")
 
 

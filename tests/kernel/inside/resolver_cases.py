@@ -272,8 +272,9 @@ def test_sandbox_without_its_namespace_is_named_and_served_when_that_comes(serve
     daemon = served.daemon()
     failed = daemon.tell(front(), sandbox("one"), sandbox("two"), whole=True)
     assert failed == {"two": f"cannot listen in {NETNS_DIR}/two: No such file or directory"}
-    make("two")
-    taken = inside(f"{NETNS_DIR}/two", lambda: socket.create_server(SERVER))
+    make("taken")
+    taken = inside(f"{NETNS_DIR}/taken", lambda: socket.create_server(SERVER))
+    sh(f"touch {NETNS_DIR}/two && mount --bind {NETNS_DIR}/taken {NETNS_DIR}/two")
     eventually(lambda: "in use" in daemon.tell().get("two", ""))
     taken.close()
     eventually(lambda: dig("two", "web") == ["10.0.1.2"])

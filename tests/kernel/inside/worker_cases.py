@@ -10,10 +10,12 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -22,6 +24,7 @@ from hivemesh.agent.resolver import COMMAND, Resolver
 from hivemesh.agent.worker import Worker
 from hivemesh.clock import SystemClock
 from hivemesh.dataplane.apply import Applier
+from hivemesh.engine.api import ContainerInfo
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.kernel import conntrack, rtnl
 from hivemesh.model.addr import MAC, VNI, Interface, endpoint_mac
@@ -166,11 +169,12 @@ class Machine:
         self.images = {IMAGE: [*SERVER, str(web)]}
 
     def _new(self, engine: ProcessEngine) -> Worker:
+        self.resolver = Resolver(self.root / "resolver.sock", clock=SystemClock(), command=self.resolver_command)
         return Worker(
             port=self.manager,
             engine=engine,
             applier=Applier(),
-            resolver=Resolver(self.root / "resolver.sock", clock=SystemClock(), command=self.resolver_command),
+            resolver=self.resolver,
             data_dir=self.root,
             vtep=VTEP,
             clock=SystemClock(),
@@ -231,7 +235,7 @@ async def running(machine: Machine, worker: Worker, *tasks: Task) -> None:
 
 
 def curl(url: str) -> str:
-    return sh(f"curl -sS --max-time 3 {url}")
+    return sh(f"curl -sS --max-time {3 * PATIENCE} {url}")
 
 
 async def served(url: str) -> bool:
@@ -265,30 +269,26 @@ async def test_namespaces_hold_what_users_know_from_swarm(machine: Machine) -> N
         assert addresses == {"lo": "127.0.0.1", "eth0": "10.0.0.11", "eth1": "172.18.0.3", "eth2": "10.0.1.11"}
 
 
-async def test_new_backend_reaches_the_kernel_within_milliseconds(machine: Machine) -> None:
+async def test_new_backends_reach_the_kernel_with_the_view_that_names_them(machine: Machine) -> None:
     async with machine.worker() as worker:
         await running(machine, worker, a_task(1))
-        took = []
-        for round_ in range(10):
-            machine.manager.publish(1, *range(2, 3 + round_))
+        for number in range(10):
+            machine.manager.publish(1, *range(2, 3 + number))
             machine.manager.put(
                 PeerItem(
                     network=INGRESS,
-                    endpoint=EndpointID(f"peer{round_}".ljust(25, "0")),
-                    addresses=(ipaddress.ip_interface(f"10.0.0.{100 + round_}/24"),),
-                    mac=MAC(f"02:42:0a:00:00:{100 + round_:02x}"),
+                    endpoint=EndpointID(f"peer{number}".ljust(25, "0")),
+                    addresses=(ipaddress.ip_interface(f"10.0.0.{100 + number}/24"),),
+                    mac=MAC(f"02:42:0a:00:00:{100 + number:02x}"),
                     vtep=ipaddress.ip_address("198.51.100.12"),
                 )
             )
-            begun = time.monotonic()
             revision = machine.manager.send(worker)
             await until(lambda r=revision: r in machine.manager.acked)  # type: ignore[misc]
-            took.append(machine.manager.acked[revision][1] - begun)
-        print(f"applied in {sorted(round(t * 1000, 1) for t in took)} ms")
-        assert sorted(took)[5] < 0.05
-        assert (
-            len([line for line in sh(f"bridge -n {OVERLAY} fdb show dev vxlan0").splitlines() if "dst" in line]) == 10
-        )
+            entries = [line for line in sh(f"bridge -n {OVERLAY} fdb show dev vxlan0").splitlines() if "dst" in line]
+            assert len(entries) == number + 1
+            backends = sh("ip netns exec ingress_sbox nft list map inet hivemesh backends4")
+            assert backends.count("8090") == number + 2, backends
 
 
 async def test_task_runs_until_it_is_released(machine: Machine) -> None:
@@ -308,18 +308,69 @@ async def test_task_runs_until_it_is_released(machine: Machine) -> None:
         await until(lambda: task.id[:12] not in sh("ip netns list"))
 
 
+async def test_sandbox_removed_while_others_are_put_right_does_not_come_back(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        first, second = a_task(1), a_task(2)
+        await running(machine, worker, first)
+        await running(machine, worker, second)
+        ensure, begun, go_on = worker.network._namespaces.kernel.ensure, threading.Event(), threading.Event()
+        ensured: list[str] = []
+
+        def held(plan: Any) -> Any:
+            ensured.append(plan.namespace)
+            if plan.namespace == first.id[:12]:
+                begun.set()
+                assert go_on.wait(20)
+            return ensure(plan)
+
+        worker.network._namespaces.kernel.ensure = held  # type: ignore[method-assign]
+        for task in (first, second):
+            worker.network._namespaces.applied.pop(task.id[:12])
+        machine.manager.send(worker)
+        await until(begun.is_set)
+        try:
+            del machine.manager.items[f"task/{second.id}"]
+            revision = machine.manager.send(worker)
+            await until(lambda: second.id[:12] not in sh("ip netns list"))
+        finally:
+            go_on.set()
+        await until(lambda: revision in machine.manager.acked)
+        assert second.id[:12] not in ensured
+
+
+async def test_network_that_could_not_be_put_right_goes_once_nobody_wants_it(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        task = a_task(1)
+        await running(machine, worker, task)
+        ensure = worker.network._namespaces.kernel.ensure
+
+        def failing(plan: Any) -> Any:
+            outcome = ensure(plan)
+            return replace(outcome, failed=("as the test wants it",)) if plan.namespace == f"1-{USER[:10]}" else outcome
+
+        worker.network._namespaces.kernel.ensure = failing  # type: ignore[method-assign]
+        worker.network._namespaces.applied.pop(f"1-{USER[:10]}")
+        revision = machine.manager.send(worker)
+        await until(lambda: machine.manager.acked.get(revision, (0, 0))[0] > 0)
+        for key in (f"task/{task.id}", key_of(network(USER, 1, 4097))):
+            del machine.manager.items[key]
+        machine.manager.publish()
+        machine.manager.send(worker)
+        await until(lambda: f"1-{USER[:10]}" not in sh("ip netns list"))
+
+
 async def test_task_given_up_while_the_node_was_away_ends_once_nobody_here_is_led_to_it(machine: Machine) -> None:
     """Its end and its successor come in one view, and the kernel is slow to follow."""
     async with machine.worker() as worker:
         task, other = a_task(1), a_task(2)
         await running(machine, worker, task, other)
-        ensure = worker.network._kernel.ensure
+        ensure = worker.network._namespaces.kernel.ensure
 
         def slowly(plan: Any) -> Any:
             time.sleep(0.2)
             return ensure(plan)
 
-        worker.network._kernel.ensure = slowly  # type: ignore[method-assign]
+        worker.network._namespaces.kernel.ensure = slowly  # type: ignore[method-assign]
         stopping = machine.manager.items[f"task/{task.id}"].task
         machine.manager.task(msgspec.structs.replace(stopping, desired=TaskState.SHUTDOWN), released=True)
         machine.manager.publish(2)
@@ -412,6 +463,36 @@ async def test_host_mode_port_leads_to_the_task(machine: Machine) -> None:
                 assert await served(f"http://{address}:{number}/"), (address, number)
 
 
+async def test_host_mode_ports_stay_open_while_a_restarted_worker_waits_for_its_engine(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machine.worker() as worker:
+        chosen, open_ = a_task(1, host_port=8080), a_task(2, host_port=0)
+        await running(machine, worker, chosen, open_)
+        (port,) = machine.manager.reports[open_.id][-1].ports
+        await asyncio.sleep(0.6)  # the view is on disk
+
+    async def say_nothing(engine: ProcessEngine) -> NoReturn:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("hivemesh.agent.network.TRUST_AFTER", 0.05)
+    with monkeypatch.context() as silent:
+        silent.setattr(ProcessEngine, "list", say_nothing)
+        async with machine.worker() as worker:
+            await until(lambda: "" in worker.network.plans)
+            assert await served("http://198.51.100.11:8080/"), "by the view on disk"
+            revision = machine.manager.send(worker)
+            await until(lambda: revision in machine.manager.acked)
+            for number in (8080, port.published_port):
+                assert await served(f"http://198.51.100.11:{number}/"), "by the managers' view, which sweeps"
+    async with machine.worker() as worker:
+        for task in (chosen, open_):
+            del machine.manager.items[f"task/{task.id}"]
+        machine.manager.send(worker)
+        await until(lambda: "8080" not in sh("nft list ruleset"))
+
+
 async def test_restarted_worker_adopts_without_a_manager(machine: Machine) -> None:
     async with machine.worker() as worker:
         task = a_task(1)
@@ -435,6 +516,50 @@ async def test_restarted_worker_adopts_without_a_manager(machine: Machine) -> No
         await until(lambda: machine.manager.state(task) == TaskState.FAILED)
 
 
+@contextlib.asynccontextmanager
+async def restarted_with_an_older_view(machine: Machine) -> AsyncIterator[Worker]:
+    """Port 8090 was opened after the view on disk was written; meanwhile the other network lost its tunnel."""
+    saved = machine.root / "agent/view.msgpack"
+    async with machine.worker() as worker:
+        machine.manager.task(a_task(1))
+        machine.manager.send(worker)
+        await until(lambda: machine.manager.state(a_task(1)) == TaskState.RUNNING)
+        await until(saved.exists)
+        older = saved.read_bytes()
+        machine.manager.publish(1)
+        revision = machine.manager.send(worker)
+        await until(lambda: revision in machine.manager.acked)
+    saved.write_bytes(older)
+    sh(f"ip -n 1-{USER[:10]} link del vxlan0")
+    rtnl.forget("")
+    async with machine.worker() as worker:
+        yield worker
+
+
+async def test_older_view_on_disk_closes_no_port_before_a_manager_could_speak_but_repairs_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hivemesh.agent.network.TRUST_AFTER", 3600.0)
+    async with restarted_with_an_older_view(machine) as worker:
+        await until(lambda: {"", "ingress_sbox"} <= worker.network._namespaces.waiting)
+        await until(lambda: "vxlan0" in sh(f"ip -n 1-{USER[:10]} -o link"))
+        assert await served("http://198.51.100.11:8090/")
+        machine.manager.send(worker)
+        await until(lambda: machine.manager.revision in machine.manager.acked)
+        assert await served("http://198.51.100.11:8090/")
+        assert await worker.equal_to_plan() == []
+
+
+async def test_without_a_manager_the_view_on_disk_holds_after_a_moment(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hivemesh.agent.network.TRUST_AFTER", 0.05)
+    async with restarted_with_an_older_view(machine) as worker:
+        await until(lambda: "8090" not in sh("nft list ruleset; ip netns exec ingress_sbox nft list ruleset"))
+        await until(lambda: {"", "ingress_sbox", OVERLAY} <= worker.network.plans.keys())
+        assert await worker.equal_to_plan() == []
+
+
 async def test_first_view_of_a_restarted_worker_sweeps_what_is_gone(machine: Machine) -> None:
     async with machine.worker() as worker:
         task = a_task(1)
@@ -449,6 +574,106 @@ async def test_first_view_of_a_restarted_worker_sweeps_what_is_gone(machine: Mac
         await until(lambda: set(sh("ip netns list | cut -d' ' -f1").split()) == {OVERLAY, "ingress_sbox"})
         await until(lambda: not os.path.exists(f"/proc/{pid}"))
         assert await worker.equal_to_plan() == []
+
+
+@pytest.mark.parametrize("known", ["before the engine speaks", "before the manager speaks", "to nobody", "as orphaned"])
+async def test_task_given_up_while_there_was_no_daemon_is_unplugged_at_once_though_its_process_lives_on(
+    machine: Machine, known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its addresses are somebody else's by now. Neither the process nor the resolver, which knew of it, keeps them."""
+    machine.images["stubborn"] = ["sh", "-c", f"trap '' TERM; exec {' '.join(machine.images[IMAGE])}"]
+    task, saved = a_task(1, image="stubborn"), machine.root / "agent/view.msgpack"
+    plugged = f"ip -n 1-{USER[:10]} -o link show type veth"
+    async with machine.worker() as worker:
+        await running(machine, worker, task)
+        await until(lambda: saved.exists() and task.id.encode() in saved.read_bytes())
+        assert sh(plugged)
+    pid = machine.manager.reports[task.id][-1].pid
+    if known == "to nobody":
+        saved.unlink()
+    spoken, look = asyncio.Event(), ProcessEngine.list
+
+    async def list_late(engine: ProcessEngine) -> list[ContainerInfo]:
+        await spoken.wait()
+        return await look(engine)
+
+    monkeypatch.setattr(ProcessEngine, "list", list_late)
+    del machine.manager.items["publish/tcp/8090"]
+    status = machine.manager.items.pop(f"task/{task.id}").task.status
+    if known == "as orphaned":
+        given_up = msgspec.structs.replace(status, state=TaskState.ORPHANED)
+        machine.manager.task(msgspec.structs.replace(task, status=given_up, desired=TaskState.SHUTDOWN))
+    async with machine.worker() as worker:
+        if known != "to nobody":
+            await until(lambda: machine.resolver.sandboxes)
+        if known == "before the manager speaks":
+            spoken.set()
+            await until(lambda: task.id in worker.network._sandboxes)
+        machine.manager.send(worker)
+        spoken.set()
+        await until(lambda: not sh(plugged) and not machine.resolver.sandboxes)
+        assert os.path.exists(f"/proc/{pid}"), "too late to tell"
+        os.kill(pid, 9)
+
+
+async def test_plain_container_that_ended_while_there_was_no_daemon_leaves_no_sandbox(machine: Machine) -> None:
+    """Its end is seen to while the first look at this machine goes on."""
+    plain = msgspec.structs.replace(a_task(3), attachments=a_task(3).attachments[1:], ports=())
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1))
+        await worker.network.attach(plain)
+    async with machine.worker() as worker:
+        network, looking, removing = worker.network, asyncio.Event(), threading.Event()
+        network._local.hold(plain)
+        look, remove = network._look, network._namespaces.kernel.remove
+
+        async def look_late() -> Any:
+            await looking.wait()
+            return await look()
+
+        def remove_late(namespace: str, **how: Any) -> None:
+            assert removing.wait(20)
+            remove(namespace, **how)
+
+        network._look = look_late  # type: ignore[method-assign]
+        network._namespaces.kernel.remove = remove_late  # type: ignore[method-assign]
+        await until(lambda: network._heirs)
+        ending = asyncio.create_task(network.detach(plain.id))
+        await asyncio.sleep(0)
+        looking.set()
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: plain.id in network._sandboxes, 0.5)
+        removing.set()
+        await ending
+        network._local.release(plain.id)
+        revision = machine.manager.send(worker)
+        await until(lambda: revision in machine.manager.acked)
+        assert plain.id[:12] not in sh("ip netns list")
+
+
+async def test_resolver_that_ends_as_it_starts_is_started_again_at_once(machine: Machine) -> None:
+    died = machine.root / "died"
+    machine.resolver_command = ("sh", "-c", f'[ -e {died} ] || {{ touch {died}; exit 1; }}; exec "$@"', "sh", *COMMAND)
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1))
+        assert died.exists()
+
+
+async def test_names_of_namespaces_half_made_or_half_removed_go_and_those_of_others_stay(machine: Machine) -> None:
+    async with machine.worker() as worker:
+        await running(machine, worker, a_task(1))
+    folder = Path("/run/netns")
+    ours, other = [folder / "abcdefghij12", folder / "1-abcdefghij"], folder / "somebodys"
+    for name in (*ours, other):
+        name.touch(mode=0)
+    try:
+        async with machine.worker() as worker:
+            machine.manager.send(worker)
+            await until(lambda: not any(map(Path.exists, ours)))
+            assert other.exists()
+            assert await worker.equal_to_plan() == []
+    finally:
+        other.unlink()
 
 
 def processes_of(machine: Machine) -> set[int]:
@@ -523,10 +748,10 @@ async def test_damage_is_found_and_repaired(machine: Machine, damage: str) -> No
         assert await worker.equal_to_plan() == []
         begun = time.monotonic()
         sh(damage)
-        await until(lambda: sum(worker.drift.values()), 3)
+        await until(lambda: sum(worker.drift.values()))
         print(f"{damage}: {worker.drift} after {time.monotonic() - begun:.3f} s")
         await asyncio.sleep(0.2)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10 * PATIENCE):
             while await worker.equal_to_plan():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         for address in ("198.51.100.11", "[::1]"):
@@ -558,19 +783,21 @@ async def test_full_disk_rejects_new_tasks_and_leaves_the_others_alone(machine: 
             await until(lambda: machine.manager.state(retried) == TaskState.RUNNING)
             assert machine.manager.state(kept) == TaskState.RUNNING
         finally:
-            sh(f"umount {agent}")
+            sh(f"umount --lazy {agent}")  # something may just be being written
 
 
 async def test_unchanged_view_touches_nothing(machine: Machine) -> None:
     async with machine.worker() as worker:
         await running(machine, worker, a_task(1))
         events = await asyncio.create_subprocess_exec("ip", "-ts", "monitor", "all", stdout=asyncio.subprocess.PIPE)
-        await asyncio.sleep(0.1)
+        assert events.stdout is not None
+        with contextlib.suppress(TimeoutError):
+            while await asyncio.wait_for(events.stdout.read(1 << 16), 2.5):
+                pass  # the kernel gives new links addresses and routes of their own, up to two seconds later (DAD)
         revision = machine.manager.send(worker)
         await until(lambda: revision in machine.manager.acked)
         await asyncio.sleep(0.1)
         events.terminate()
-        assert events.stdout is not None
         assert await events.stdout.read() == b""
         await events.wait()
         assert worker.drift == {}

@@ -99,11 +99,11 @@ def test_full_disk_grants_nothing_and_forgets_nothing(tmp_path: Path, monkeypatc
     leases = Leases(tmp_path / "leases.json")
     first = leases.acquire(TaskID("a"), facts())
 
-    def refuse(path: Path, data: bytes) -> int:
+    def refuse(*_: object) -> tuple[int, str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", refuse)
+        patched.setattr("os.replace", refuse)
         with pytest.raises(Unavailable, match=r"leases\.json: No space left on device; nothing was changed: free some"):
             leases.acquire(TaskID("b"), facts())
         with pytest.raises(Unavailable, match="No space left"):

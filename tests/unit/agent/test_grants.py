@@ -16,7 +16,8 @@ from hivemesh.clock import SystemClock
 from hivemesh.model.addr import MAC
 from hivemesh.model.errors import Conflict, Forbidden, HivemeshError, Invalid, NotFound, Unavailable, Unsupported
 from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
-from hivemesh.model.local import LocalIPAMConfig, LocalSpec, PublishedPort
+from hivemesh.model.local import LocalSpec, PublishedPort
+from hivemesh.model.network import IPAMConfig
 from hivemesh.model.service import ContainerSpec, NetworkAttachmentConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task
 from hivemesh.wire.control import AttachReply, AttachRequest, Joining
@@ -60,8 +61,8 @@ class Swarm:
 @pytest.fixture
 def networks(tmp_path: Path) -> LocalNetworks:
     made = LocalNetworks(tmp_path, SystemClock())
-    made.create(LocalSpec(name="mine", ipam=(LocalIPAMConfig(subnet="10.7.0.0/24"),)))
-    made.create(LocalSpec(name="also", internal=True, ipam=(LocalIPAMConfig(subnet="10.8.0.0/24"),)))
+    made.create(LocalSpec(name="mine", ipam=(IPAMConfig(subnet="10.7.0.0/24"),)))
+    made.create(LocalSpec(name="also", internal=True, ipam=(IPAMConfig(subnet="10.8.0.0/24"),)))
     return made
 
 
@@ -249,12 +250,12 @@ async def test_networks_outlive_the_daemon(tmp_path: Path, networks: LocalNetwor
 def test_full_disk_makes_and_removes_no_network(
     tmp_path: Path, networks: LocalNetworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, data: bytes) -> int:
+    def refuse(*_: object) -> tuple[int, str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = networks.all
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", refuse)
+        patched.setattr("os.replace", refuse)
         with pytest.raises(Unavailable, match=r"No space left on device; nothing was changed"):
             networks.create(LocalSpec(name="new"))
         with pytest.raises(Unavailable, match="free some space there"):
@@ -297,9 +298,7 @@ def test_networks_are_found_by_id_name_and_beginning(networks: LocalNetworks) ->
 
 def test_settings_kept_for_others_are_theirs(networks: LocalNetworks) -> None:
     networks.create(
-        LocalSpec(
-            name="kept", config_only=True, ipam=(LocalIPAMConfig(subnet="10.1.0.0/24"),), options={"parent": "lo"}
-        )
+        LocalSpec(name="kept", config_only=True, ipam=(IPAMConfig(subnet="10.1.0.0/24"),), options={"parent": "lo"})
     )
     made = networks.create(LocalSpec(name="wire", driver="macvlan", config_from="kept"))
     assert (made.device, str(made.subnets[0].prefix)) == ("lo", "10.1.0.0/24")

@@ -45,9 +45,12 @@ class Told:
         self.sandboxes[sandbox.id] = sandbox
         self.revision += 1
 
-    async def dismiss(self, sandbox: str) -> None:
+    def forget(self, sandbox: str) -> None:
         self.sandboxes.pop(sandbox, None)
         self.revision += 1
+
+    async def dismiss(self, sandbox: str) -> None:
+        self.forget(sandbox)
 
     def complete(self) -> None:
         self.is_all = True

@@ -121,6 +121,9 @@ class Leaping:
         self.slept = 0.0
 
     def now(self) -> float:
+        return -self.slept  # somebody sets it back all the time
+
+    def steady(self) -> float:
         return self.slept
 
     async def sleep(self, seconds: float) -> None:

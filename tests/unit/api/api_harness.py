@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -29,13 +29,17 @@ from hivemesh.model.generic import GenericResource
 from hivemesh.model.ids import NodeID, TaskID, new_id
 from hivemesh.model.node import Trust
 from hivemesh.model.task import Task, TaskState, TaskStatus
-from hivemesh.registry import Reference, Registries
-from hivemesh.registry.client import Image
+from hivemesh.registry.client import Image, Registries
+from hivemesh.registry.reference import Reference
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction
+from hivemesh.web.compose import compose
+from hivemesh.wire.doctor import Asked, Diagnosis, Finding
 from hivemesh.wire.engine import SwarmInit, SwarmJoin
+from hivemesh.wire.feed import Counts, Entry, Flow, What
 from hivemesh.wire.insight import Insight, Insights
 from hivemesh.wire.registryauth import RegistryAuth
+from hivemesh.wire.topology import Picture
 from hivemesh.wire.trace import Question, Trace
 
 PATIENCE = 20.0
@@ -46,6 +50,9 @@ class NoRegistries(Registries):
 
     async def describe(self, reference: Reference, auth: RegistryAuth) -> Image:
         raise Unavailable(f"cannot ask the registry {reference.domain} about {reference}: there is no network")
+
+    async def login(self, domain: str, auth: RegistryAuth) -> None:
+        raise Unavailable(f"cannot ask the registry {domain} who {auth.username!r} is: there is no network")
 
 
 @dataclass
@@ -71,6 +78,8 @@ class Machine:
     running: list[asyncio.Task[None]] = field(default_factory=list)
     store: SqliteStore | None = None
     told: tuple[Insight, ...] = ()  # what a worker hears of networks
+    findings: tuple[Finding, ...] = ()  # what the doctor finds
+    traffic: tuple[Entry, ...] = ()  # what its feeds tell, then they end
     registries: Registries = field(default_factory=lambda: NoRegistries())
     vault: Vault | None = None  # of a manager that starts locked
     local_networks: LocalNetworks = field(init=False)
@@ -154,6 +163,19 @@ class Machine:
     async def drift(self) -> list[str]:
         return []
 
+    async def doctor(self, asked: Asked) -> Diagnosis:
+        return Diagnosis(node=self.name, checks=("ports",), findings=self.findings, fixed=("f",) if asked.fix else ())
+
+    async def feed(self, what: What, node: str) -> AsyncGenerator[Entry, None]:
+        for entry in self.traffic:
+            if not isinstance(entry, Flow if what == "counts" else Counts) and node in ("", entry.node):
+                yield entry
+
+    async def topology(self, *, detailed: bool | None) -> Picture:
+        if self.manager is None:
+            raise Unavailable("this node is no manager that answers")
+        return compose(self.manager.tables.view, {}, leader=self.node_id, detailed=detailed)
+
     async def trace(self, question: Question) -> Trace:
         raise Unavailable("this machine has no kernel of its own")
 
@@ -211,17 +233,19 @@ class Served:
     def client(self) -> Client:
         return Client(self.host)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of clients' commands."""
+        path = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin"
+        return {"DOCKER_HOST": self.host, "HIVEMESH_HOST": self.host, "PATH": path}
+
     async def run(self, *command: str, stdin: bytes | None = None) -> Result:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={
-                "DOCKER_HOST": self.host,
-                "HIVEMESH_HOST": self.host,
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin",
-            },
+            env=self.environment,
         )
         try:
             async with asyncio.timeout(PATIENCE):

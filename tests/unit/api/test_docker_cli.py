@@ -156,7 +156,10 @@ async def test_everything_the_cli_can_say_about_names_arrives_and_changes() -> N
         ("network create --driver=overlay --opt=encrypted x", "network option 'encrypted' is not supported"),
         ("network create --driver=overlay --ipam-driver=other x", "IPAM driver 'other' is not supported"),
         ("network create --driver=overlay front", "network with name front already exists"),
-        ("network create --driver=other --scope=swarm x", "driver 'other' with scope swarm is not supported"),
+        (
+            "network create --driver=other --scope=swarm x",
+            'plugin "other" not found: drivers are bridge, macvlan, overlay',
+        ),
         ("service create --endpoint-mode=dnsrr --publish=80:80 x", "can't be used with dnsrr mode"),
         ("service create --network=name=front,alias=d_b- x", "not a host name"),
         ("service create --network=name=front,driver-opt=a=b x", "driver option 'a' of a service is not supported"),

@@ -1,6 +1,8 @@
 """The `hivemesh` command against a running API: the same words as docker's, one line per error."""
 
+import asyncio
 import json
+import signal
 import sys
 
 import pytest
@@ -86,6 +88,19 @@ async def test_service_is_created_watched_scaled_changed_and_removed() -> None:
         assert (removed.code, removed.out, removed.err) == (1, "web\n", "Error: service nosuch not found\n")
 
 
+async def test_service_of_ours_is_updated_by_docker_and_nothing_restarts() -> None:
+    async with manager_api() as api:
+        await out(api, "service", "create", "--detach", "--name", "web", "docker.io/library/whoami")
+        plain = {"Name": "raw", "TaskTemplate": {"ContainerSpec": {"Image": "whoami"}}}
+        await api.client.post("/services/create", plain)
+        before = {task["ID"] for task in await api.client.get("/tasks")}
+        image = (await api.client.get("/services/web"))["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+        assert image == "whoami:latest"
+        for name in ("web", "raw"):
+            await api.docker("service", "update", "--detach", "--label-add", "a=b", name)
+        assert {task["ID"] for task in await api.client.get("/tasks")} == before
+
+
 async def test_service_is_given_names_and_a_health_check() -> None:
     async with manager_api() as api:
         for name in ("front", "back"):
@@ -122,11 +137,14 @@ async def test_service_is_given_names_and_a_health_check() -> None:
 
 async def test_convergence_shows_the_engines_error_and_goes_on_when_interrupted() -> None:
     async with manager_api() as api:
-        command = f"timeout -s INT 1.5 {sys.executable} -m hivemesh.cli service create --name web bad/image"
-        stopped = await api.run("sh", "-c", command)
-        assert stopped.code != 0
-        assert "0 of 1 tasks running; no such image: bad/image" in stopped.err
-        assert "Operation continues in the background" in stopped.err
+        command = (sys.executable, "-m", "hivemesh.cli", "service", "create", "--name", "web", "bad/image")
+        waiting = await asyncio.create_subprocess_exec(*command, env=api.environment, stderr=asyncio.subprocess.PIPE)
+        assert waiting.stderr is not None
+        async with asyncio.timeout(30):
+            await waiting.stderr.readuntil(b"0 of 1 tasks running; no such image: bad/image")
+            waiting.send_signal(signal.SIGINT)
+            assert b"Operation continues in the background" in await waiting.stderr.read()
+            assert await waiting.wait() != 0
         assert "no such image" in await out(api, "service", "ps", "web")
 
 

@@ -100,8 +100,9 @@ async def test_stale_update_fails_with_the_words_that_tools_match() -> None:
         await api.http("POST", "/services/create", SERVICE, JSON)
         service = await api.client.get("/services/web")
         path = f"/services/web/update?version={service['Version']['Index'] + 1000}"
-        status, _, answer = await api.http("POST", path, SERVICE, JSON)
-        assert (status, answer["message"]) == (500, "rpc error: code = Unknown desc = update out of sequence")
+        for where in (path, "/services/web/update?version=1"):  # one to come, and one from before it was there
+            status, _, answer = await api.http("POST", where, SERVICE, JSON)
+            assert (status, answer["message"]) == (500, "rpc error: code = Unknown desc = update out of sequence")
         status, _, answer = await api.http("POST", "/services/web/update", SERVICE, JSON)
         assert status == 400
         assert "Version.Index" in answer["message"]
@@ -128,6 +129,39 @@ async def test_filters_come_in_both_encodings_and_unknown_ones_are_refused() -> 
         assert status == 400
         status, _, answer = await api.http("GET", "/tasks?filters=" + quote('{"service":["nosuch"]}'))
         assert (status, answer["message"]) == (404, "service nosuch not found")
+
+
+async def test_filter_values_that_nothing_can_have_are_refused_in_dockers_words() -> None:
+    async with manager_api() as api:
+
+        async def said(path: str, filters: object) -> tuple[int, str]:
+            status, _, found = await api.http("GET", f"{path}?filters=" + quote(json.dumps(filters)))
+            return status, found["message"] if status >= 400 else ""
+
+        assert await said("/networks", {"type": ["odd"]}) == (400, "invalid filter: 'type'='odd': use builtin, custom")
+        assert (await said("/networks", {"scope": ["planet"]}))[1].startswith("invalid filter: 'scope'='planet'")
+        for values in (["maybe"], ["true", "false"]):
+            words = f"invalid filter 'dangling=[{' '.join(values)}]': use true or false"
+            assert await said("/networks", {"dangling": values}) == (400, words)
+        assert await said("/networks", {"dangling": ["1"], "type": ["custom"], "scope": ["swarm"]}) == (200, "")
+        assert await said("/plugins", {"capability": ["volumedriver"], "enabled": ["true"]}) == (200, "")
+        assert (await said("/plugins", {"enabled": ["so-so"]}))[0] == 400
+        assert await said("/plugins", {"color": ["red"]}) == (400, "invalid filter 'color'")
+
+
+async def test_long_filters_and_headers_are_read() -> None:
+    async with manager_api() as api:
+        filters = quote(json.dumps({"label": ["x" * 20_000]}))
+        assert (await api.http("GET", f"/services?filters={filters}"))[::2] == (200, [])
+        assert (await api.http("GET", "/services", b"", f"X-Registry-Auth: {'e30=' * 5000}"))[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"0", b"[]", b'"x"', b'{"EndpointConfig": {"IPAMConfig": 3}, "Container": "x"}'])
+async def test_body_of_another_shape_is_refused_and_no_internal_error(body: bytes) -> None:
+    async with manager_api() as api:
+        for verb in ("connect", "disconnect"):
+            status, _, said = await api.http("POST", f"/networks/front/{verb}", body, JSON)
+            assert status in (400, 404, 501), said
 
 
 async def test_reference_is_an_id_a_name_or_a_unique_beginning() -> None:

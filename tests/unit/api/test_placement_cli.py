@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -68,12 +69,12 @@ async def test_generic_resources_are_shown_taken_and_missed() -> None:
         ]
         await api.docker(*CREATE, "--name=web", "--generic-resource=GPU=1", "--generic-resource=SSD=2", "x")
         reservations = (await inspect(api, "service", "web"))["Spec"]["TaskTemplate"]["Resources"]["Reservations"]
-        assert reservations["GenericResources"] == [
-            {"DiscreteResourceSpec": {"Kind": "GPU", "Value": 1}},
-            {"DiscreteResourceSpec": {"Kind": "SSD", "Value": 2}},
-        ]
+        asked = [each["DiscreteResourceSpec"] for each in reservations["GenericResources"]]
+        # docker sends what it was given in any order
+        assert sorted(asked, key=itemgetter("Kind")) == [{"Kind": "GPU", "Value": 1}, {"Kind": "SSD", "Value": 2}]
         task = (await api.docker("service", "ps", "-q", "web")).strip()
-        assert json.loads(await api.docker("inspect", "--type=task", task))[0]["GenericResources"] == [
+        taken = json.loads(await api.docker("inspect", "--type=task", task))[0]["GenericResources"]
+        assert sorted(taken, key=str, reverse=True) == [
             {"NamedResourceSpec": {"Kind": "GPU", "Value": "a"}},
             {"DiscreteResourceSpec": {"Kind": "SSD", "Value": 2}},
         ]

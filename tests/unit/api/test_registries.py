@@ -8,8 +8,8 @@ from api_harness import NoRegistries, manager_api
 
 from hivemesh.model.errors import NotFound
 from hivemesh.model.secret import Credential
-from hivemesh.registry import Reference, Unauthorized
-from hivemesh.registry.client import MANIFESTS, Image
+from hivemesh.registry.client import MANIFESTS, Image, Unauthorized
+from hivemesh.registry.reference import Reference
 from hivemesh.wire.registryauth import RegistryAuth, decode, encode
 
 JSON = "Content-Type: application/json"

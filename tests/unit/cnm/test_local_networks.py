@@ -15,8 +15,8 @@ from hivemesh.dataplane.plan.facts import HostFacts
 from hivemesh.model.addr import Prefix
 from hivemesh.model.errors import Exhausted, Forbidden, HivemeshError, Invalid, Unsupported
 from hivemesh.model.ids import EndpointID, NetworkID, ServiceID, TaskID
-from hivemesh.model.local import Local, LocalIPAMConfig, LocalNetwork, LocalSpec, PublishedPort
-from hivemesh.model.network import MTU_OPTION
+from hivemesh.model.local import Local, LocalNetwork, LocalSpec, PublishedPort
+from hivemesh.model.network import MTU_OPTION, IPAMConfig
 from hivemesh.model.service import ContainerSpec, NetworkAttachmentConfig, TaskSpec
 from hivemesh.model.task import Attachment, Task, TaskState, TaskStatus
 
@@ -40,7 +40,7 @@ def granted(name: str = "mine", here: Around | None = None, **spec: Any) -> Loca
 
 
 def ipam(**config: Any) -> dict[str, Any]:
-    return {"ipam": (LocalIPAMConfig(**config),)}
+    return {"ipam": (IPAMConfig(**config),)}
 
 
 def test_network_without_wishes_gets_the_first_free_pool_and_a_device() -> None:
@@ -76,7 +76,7 @@ def test_everything_asked_of_a_bridge_is_granted() -> None:
     assert (made.device, made.icc, made.masquerade, str(made.binding), made.mtu) == (
         "br7", False, False, "192.0.2.1", 1400,
     )  # fmt: skip
-    assert made.reserved == (ip_address("10.7.0.130"),)
+    assert made.subnets[0].reserved == (ip_address("10.7.0.130"),)
 
 
 def test_gateway_that_nobody_chose_is_the_first_address_of_the_range() -> None:
@@ -105,8 +105,8 @@ def test_gateway_that_nobody_chose_is_the_first_address_of_the_range() -> None:
         (ipam(subnet="10.0.0.0/24", auxiliary_addresses={"a": "10.1.0.1"}), Invalid, "auxiliary address"),
         (ipam(subnet="fd00::/64"), Invalid, "needs --ipv6"),
         (ipam(subnet="192.0.2.0/25"), Forbidden, "Pool overlaps"),
-        ({"ipam": tuple(LocalIPAMConfig(subnet=s) for s in ("10.1.0.0/24", "10.2.0.0/24"))}, Unsupported, "one subnet"),
-        ({"ipam": tuple(LocalIPAMConfig(subnet=s) for s in ("10.1.0.0/24", "10.1.0.0/25"))}, Invalid, "overlap"),
+        ({"ipam": tuple(IPAMConfig(subnet=s) for s in ("10.1.0.0/24", "10.2.0.0/24"))}, Unsupported, "one subnet"),
+        ({"ipam": tuple(IPAMConfig(subnet=s) for s in ("10.1.0.0/24", "10.1.0.0/25"))}, Invalid, "overlap"),
         ({"driver": "macvlan", "options": {local.PARENT: "eth9"}}, Invalid, "there is no interface eth9"),
         ({"driver": "macvlan", "options": {local.PARENT: "eth0", local.MODE: "x"}}, Invalid, "unknown macvlan mode"),
         ({"driver": "macvlan", "options": {local.ICC: "true"}}, Unsupported, "not supported by the macvlan driver"),

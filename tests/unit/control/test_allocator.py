@@ -5,6 +5,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 from world import World, publish, spec
 
+from hivemesh.control import networks
 from hivemesh.control.grants import Grants
 from hivemesh.model.addr import first_v4, first_v6, mac_of
 from hivemesh.model.errors import Conflict, Invalid
@@ -94,16 +95,27 @@ def test_addresses_are_kept_until_the_task_is_seen_dead_and_not_given_again_at_o
     assert len(set(seen)) == 5
 
 
-def test_a_new_manager_goes_on_after_the_youngest_endpoint() -> None:
+def test_addresses_ports_and_vnis_go_on_after_the_last_given_though_nothing_of_it_is_left() -> None:
+    """All is in the store: whichever manager is asked next, it knows."""
     world = World()
-    world.create(spec(replicas=3, ports=[publish(8090)]))
+    world.create_network("front", "10.9.0.0/24")
+
+    def serve(name: str) -> tuple[object, ...]:
+        service = world.create(spec(name, networks=["front"], ports=[publish(0)]))
+        (task,) = world.tasks(name)
+        return service.ports[0].published_port, *(first_v4(a.addresses) for a in task.attachments)
+
+    first = serve("web")
+    world.remove("web")
     world.agents()
-    last = first_v4(world.tasks("web")[-1].attachments[0].addresses)
-    world.cursors = type(world.cursors)()
-    world.now += 1
-    world.update("web", spec(replicas=4, ports=[publish(8090)]))
-    assert last is not None
-    assert first_v4(world.tasks("web")[-1].attachments[0].addresses) == last + 1
+    assert not world.tasks()
+    second = serve("other")
+    assert all(later > earlier for earlier, later in zip(first, second, strict=True))  # type: ignore[operator]
+    vnis = []
+    for name in ("a", "b"):
+        vnis.append(world.create_network(name).vni)
+        world.change(lambda tx, name=name: networks.remove(tx, name))  # type: ignore[misc]
+    assert vnis[0] != vnis[1]
 
 
 def test_exhaustion_is_shown_by_the_task_and_ends_with_room() -> None:
@@ -228,7 +240,7 @@ def test_wanted_address_is_granted_unless_held_reserved_or_elsewhere() -> None:
     (task,) = world.tasks("web")
     held = first_v4(task.attachments[0].addresses)
     assert held is not None
-    grants = Grants(world.view, world.new_id, world.cursors)
+    grants = Grants(world.view, world.new_id)
     given = grants.attachment(network, (ip_address("10.9.0.77"),))
     assert first_v4(given.addresses) == ip_address("10.9.0.77")
     assert first_v6(given.addresses) is not None

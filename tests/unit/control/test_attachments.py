@@ -34,7 +34,7 @@ def request(*joining: Joining | str, task: TaskID = FIRST, name: str = "c1", **f
 
 def attach(world: World, asked: AttachRequest, node: str = "n1") -> AttachReply:
     who = world.node(node).id
-    return world.change(lambda tx: attachments.attach(tx, who, asked, world.now, world.new_id, world.cursors))
+    return world.change(lambda tx: attachments.attach(tx, who, asked, world.now, world.new_id))
 
 
 def test_attached_container_has_an_address_and_names_and_runs() -> None:

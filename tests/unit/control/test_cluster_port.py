@@ -1,6 +1,7 @@
 """Nodes join, hold sessions and leave over real TLS on loopback, on a real store."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
@@ -12,18 +13,22 @@ import pytest
 from port_rig import LOOPBACK, Swarm, eventually, open_swarm
 
 from hivemesh.agent import inquiry
+from hivemesh.agent import join as join_module
+from hivemesh.agent import session as session_module
 from hivemesh.agent.identity import load
-from hivemesh.agent.join import act_as_manager, join, leave, renew, tell
+from hivemesh.agent.join import act_as_manager, join, leave, renew, tell, tell_traced
+from hivemesh.control.examiner import Examiner
 from hivemesh.model.addr import MAC, VNI
 from hivemesh.model.cluster import Dispatcher
-from hivemesh.model.errors import Forbidden, Invalid, NotFound, Unavailable
-from hivemesh.model.ids import EndpointID, NetworkID
+from hivemesh.model.errors import Forbidden, HivemeshError, Invalid, NotFound, Unavailable
+from hivemesh.model.ids import EndpointID, NetworkID, NodeID
 from hivemesh.model.network import Network, NetworkSpec, Subnet
-from hivemesh.model.node import Node, NodeSpec, Role
+from hivemesh.model.node import Node, NodeDescription, NodeSpec, Role
 from hivemesh.model.task import Attachment, TaskState, TaskStatus
 from hivemesh.pki import MANAGER_NAME, client_context, new_token
 from hivemesh.wire import codec
-from hivemesh.wire.control import LogsUnwanted, TaskItem, TellRequest
+from hivemesh.wire.control import FromManager, LogsUnwanted, TaskItem, TellRequest, TraceWanted
+from hivemesh.wire.trace import Question, Trace, Traced
 
 
 async def try_join(swarm: Swarm, token: str, *, remotes: list[str] | None = None) -> None:
@@ -112,6 +117,25 @@ async def test_agent_with_a_gap_gets_a_snapshot(tmp_path: Path) -> None:
         task = await swarm.put_task(agent.node)
         await eventually(lambda: f"task/{task.id}" in agent.session.view)
         assert agent.session.revision == swarm.tables.view.revision
+
+
+async def test_a_node_whose_engine_does_not_answer_comes_back_all_the_same_and_tells_changes_when_it_does(
+    tmp_path: Path,
+) -> None:
+    answers = asyncio.Event()
+
+    async def describe() -> NodeDescription:
+        await answers.wait()
+        return NodeDescription(hostname="changed")
+
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        agent.session._describe = describe
+        agent.session.revision -= 1  # as if a delta had been lost: the session begins anew
+        task = await swarm.put_task(agent.node)
+        await eventually(lambda: f"task/{task.id}" in agent.session.view)
+        answers.set()
+        await eventually(lambda: swarm.node(agent.node).description.hostname == "changed")
 
 
 @pytest.mark.parametrize(
@@ -378,8 +402,75 @@ async def test_networks_are_told_to_members_and_known_without_managers_where_the
         await inquiry.network(identity, view, "net8")
 
 
+async def test_trace_through_hundreds_of_backends_reaches_the_manager_that_asked(tmp_path: Path) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        agent = await swarm.agent("n1")
+        asked: list[str] = []
+
+        async def wanted(node: NodeID, frame: FromManager) -> bool:
+            assert isinstance(frame, TraceWanted)
+            asked.append(frame.id)
+            return True
+
+        examiner = Examiner(swarm.tables, wanted)
+        swarm.server._manager.examiner = examiner
+        waiting = asyncio.create_task(examiner.trace(swarm.node(agent.node), Question(target=":8080")))
+        await eventually(lambda: bool(asked))
+        found = Trace(source="outside", target=":8080", protocol="tcp", notes=tuple("x" * 1000 for _ in range(900)))
+        identity = agent.session.identity
+        await tell_traced(identity, swarm.manager, Traced(id=asked[0], trace=found))
+        assert await waiting == found
+        with pytest.raises(HivemeshError, match="Too Large"):
+            await join_module._call("POST", swarm.manager, "/v1/attach", identity.client_context(), b"x" * 100_000)
+
+
 async def test_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     async with open_swarm(tmp_path) as swarm:
         with pytest.raises(AssertionError, match="cannot listen on"):
             async with open_swarm(tmp_path, name="other", port=swarm.port):
                 pass
+
+
+async def test_a_manager_that_falls_silent_is_left_once_there_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session began when there was no other one to go to."""
+    monkeypatch.setattr(session_module, "PING", 0.1)
+    async with open_swarm(tmp_path) as swarm:
+        silent = asyncio.Event()
+        passing: list[asyncio.Future[tuple[BaseException | None, BaseException | None]]] = []
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while piece := await reader.read(65536):
+                if not silent.is_set():
+                    writer.write(piece)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection("127.0.0.1", swarm.port)
+            passing.append(asyncio.gather(pass_on(reader, back), pass_on(there, writer), return_exceptions=True))
+            with contextlib.suppress(asyncio.CancelledError):
+                await passing[-1]
+            for each in (back, writer):
+                each.transport.abort()
+
+        proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+        first = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        await swarm.tables.update(
+            lambda tx: tx.put(Node(id=NodeID("m"), spec=NodeSpec(role="manager"), manager_addr=first))
+        )
+        identity = (await swarm.join("one")).with_managers((first,))
+        agent = await swarm.connect(identity)
+        await asyncio.sleep(0.3)
+        assert agent.session.error == "", "there is nowhere else to go"
+        other = Node(id=NodeID("other"), spec=NodeSpec(role="manager"), manager_addr=swarm.manager)
+        await swarm.tables.update(lambda tx: tx.put(other))
+        await eventually(lambda: len(agent.session.identity.facts.managers) == 2)
+        await asyncio.sleep(0.3)
+        assert agent.session.error == "", "it answers when it is asked"
+        silent.set()
+        await eventually(lambda: "says nothing any more" in agent.session.error)
+        await eventually(lambda: agent.session.error == "")
+        proxy.close()
+        for each in passing:
+            each.cancel()
+        await asyncio.sleep(0.05)

@@ -79,6 +79,18 @@ def test_more_free_addresses_than_64_bits_count_are_told_as_the_most() -> None:
     assert codec.from_json(codec.to_json(world.insight("huge")), Insight) == world.insight("huge")
 
 
+def test_addresses_that_are_set_aside_are_nobodys_and_not_the_gateways() -> None:
+    world = World(1)
+    world.create_network("front", "10.9.0.0/29", aside={"router": "10.9.0.1", "printer": "10.9.0.3"})
+    assert str(world.network("front").subnets[0].gateway) == "10.9.0.2"
+    assert [(usage.in_use, usage.free) for usage in world.insight("front").usage] == [(5, 3)]
+    world.create(spec(networks=["front"]))
+    world.agents()
+    given = {str(address) for member in world.insight("front").members for address in member.addresses}
+    assert given <= {f"10.9.0.{last}/29" for last in (4, 5, 6)}
+    assert given
+
+
 def test_range_of_a_subnet_limits_what_is_free() -> None:
     world = World(1)
     world.create_network("front", "10.9.0.0/24", ip_range="10.9.0.128/29")

@@ -12,7 +12,8 @@ from hivemesh.model.errors import Forbidden
 from hivemesh.model.ids import NodeID
 from hivemesh.model.task import Task, TaskState
 from hivemesh.wire.control import FromManager, LogsUnwanted, LogsWanted
-from hivemesh.wire.logs import Entry, LogLine, LogProblem, LogQuery, framed
+from hivemesh.wire.framing import framed
+from hivemesh.wire.logs import Entry, LogLine, LogProblem, LogQuery
 
 
 class Agents:

@@ -46,7 +46,7 @@ class Rig:
         self.manager = Manager(tables, self.clock, lambda: f"{next(ids):025d}")
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while not condition():
                 await self.tables.changed(self.tables.view.revision)
 

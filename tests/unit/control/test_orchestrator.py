@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from world import SECOND, World, publish, spec
 
+from hivemesh.control import services
 from hivemesh.model.errors import HivemeshError, OutOfSequence
 from hivemesh.model.network import Network
 from hivemesh.model.node import Node
@@ -111,6 +112,27 @@ def test_a_failed_task_is_replaced_after_the_delay() -> None:
     assert world.task(new).desired == RUNNING
     world.agents()
     assert world.task(new).serving
+
+
+def test_a_leader_with_an_earlier_clock_waits_for_nobody_and_makes_younger_tasks() -> None:
+    world = World()
+    world.create(spec(restart=RestartPolicy(delay=5 * SECOND)))
+    world.agents()
+    world.report(world.tasks("web")[0], FAILED)
+    world.now -= 600  # another manager leads
+    world.settle()
+    (new,) = world.wanted("web")
+    assert new.desired == RUNNING
+    world.agents()
+    for _ in range(3):
+        (old,) = world.wanted("web")
+        world.report(old, FAILED)
+        world.settle()
+        (new,) = world.wanted("web")
+        assert new.created > old.created
+        world.wait(5.1)
+        world.agents()
+        assert world.task(new).serving
 
 
 def test_a_task_that_is_refused_before_its_turn_gets_a_successor_at_that_turn() -> None:
@@ -369,15 +391,24 @@ def test_an_update_of_an_old_version_is_refused() -> None:
     world = World()
     made = world.create(spec())
     world.update("web", spec(replicas=2))
-    from hivemesh.control import services
-
     with pytest.raises(OutOfSequence, match="update out of sequence"):
         world.change(lambda tx: services.update(tx, "web", made.version, spec(), world.now))
 
 
-def test_rolling_back_swaps_the_specs() -> None:
-    from hivemesh.control import services
+def test_an_update_of_what_only_the_managers_have_written_to_since_is_taken() -> None:
+    world = World()
+    world.create(spec(image="one"))
+    read = world.update("web", spec(image="two"))
+    for _ in range(5):
+        world.agents()
+        world.wait(6)
+    assert world.service("web").version > read.version, "the state of the update is told"
+    world.change(lambda tx: services.update(tx, "web", read.version, spec(image="three"), world.now))
+    with pytest.raises(OutOfSequence):
+        world.change(lambda tx: services.update(tx, "web", read.version, spec(image="four"), world.now))
 
+
+def test_rolling_back_swaps_the_specs() -> None:
     world = World()
     world.create(spec(image="one"))
     world.update("web", spec(image="two"))

@@ -109,6 +109,20 @@ def test_host_ports_are_taken_once_per_node() -> None:
     assert all(task.node_id for task in world.tasks("udp"))
 
 
+def test_ports_of_plain_containers_are_taken_too() -> None:
+    world = World(2)
+    busy = msgspec.structs.replace(world.node("n1").description, published=(("tcp", 8080),))
+    world.set_node("n1", description=busy)
+    world.create(spec("web", 2, ports=(publish(8080, mode="host"),)))
+    placed, waiting = sorted(world.tasks("web"), key=lambda task: task.node_id is None)
+    assert placed.node_id == world.node("n2").id
+    assert error(waiting) == "no suitable node (host-mode port already in use on 2 nodes)"
+    world.create(spec("names", 1, ports=(publish(8080, mode="host", protocol="udp"),)))
+    assert world.tasks("names")[0].node_id is not None
+    world.set_node("n1", description=msgspec.structs.replace(busy, published=()))
+    assert [task.node_id for task in world.wanted("web")].count(world.node("n1").id) == 1
+
+
 def test_a_host_port_is_handed_over_in_an_update() -> None:
     world = World(1)
     world.create(spec(ports=[publish(8090, mode="host")]))

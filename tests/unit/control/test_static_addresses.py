@@ -107,10 +107,8 @@ def test_plain_containers_are_refused_what_is_kept() -> None:
     world.create(fixed(replicas=0))
     back, db = world.network("back"), world.service("db")
     with pytest.raises(Conflict, match=f"network back: address {DB} is kept for service db"):
-        world.change(lambda tx: Grants(tx, world.new_id, world.cursors).addresses(back, [ip_address(DB)]))
-    given = world.change(
-        lambda tx: Grants(tx, world.new_id, world.cursors).addresses(back, [ip_address(DB)], owner=db.id)
-    )
+        world.change(lambda tx: Grants(tx, world.new_id).addresses(back, [ip_address(DB)]))
+    given = world.change(lambda tx: Grants(tx, world.new_id).addresses(back, [ip_address(DB)], owner=db.id))
     assert [str(address_of(interface)) for interface in given] == [DB]
 
 

@@ -117,6 +117,36 @@ def test_start_first_never_has_less_than_all_replicas() -> None:
     assert state_of(world) == "completed"
 
 
+@pytest.mark.parametrize("agents_between", [False, True])
+def test_start_first_updates_that_come_one_upon_the_other_keep_what_serves(agents_between: bool) -> None:
+    """The successors that were still starting are outdated themselves."""
+    world = deployed()
+    for number in range(2, 7):
+        world.update("web", release(str(number), order="start-first", parallelism=2))
+        assert len(images(world)) >= 3
+        if agents_between:
+            for task in world.wanted("web"):
+                if task.status.state < RUNNING:
+                    world.report(task, TaskState.STARTING)
+            assert len(images(world)) >= 3
+    for _ in range(20):
+        world.agents()
+        assert len(images(world)) >= 3
+        world.wait(1)
+    assert images(world) == ["web:6"] * 3
+
+
+@pytest.mark.parametrize("broken", range(4))
+def test_what_serves_in_the_middle_of_an_update_is_scaled_down_last(broken: int) -> None:
+    world = deployed(replicas=4)
+    world.report(world.tasks("web")[broken], FAILED)
+    world.update("web", release("2", 4, order="start-first", parallelism=0))
+    assert len(images(world)) == 3
+    world.update("web", release("2", 3, order="start-first", parallelism=0))
+    assert images(world) == ["web:1"] * 3
+    assert {task.slot for task in world.wanted("web")} == {1, 2, 3, 4} - {broken + 1}
+
+
 def test_a_failed_new_task_pauses_the_update_and_names_it() -> None:
     world = deployed()
     world.update("web", release("2", delay=SLOWLY))

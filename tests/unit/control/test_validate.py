@@ -308,6 +308,10 @@ def test_publishing_without_an_ingress_network_says_how_to_make_one() -> None:
         world.create(spec(ports=[publish(8090)]))
 
 
+def aside(address: str, gateway: str = "") -> IPAMConfig:
+    return IPAMConfig(subnet="10.9.0.0/24", gateway=gateway, auxiliary_addresses={"router": address})
+
+
 def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSpec:
     return msgspec.structs.replace(NetworkSpec(name=name, ipam=ipam), **fields)
 
@@ -319,7 +323,7 @@ def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSp
         (network("-"), Invalid, "invalid network name '-'"),
         (network("host"), Forbidden, "host is a pre-defined network and cannot be created"),
         (network("front"), Conflict, "network with name front already exists"),
-        (network(driver="macvlan"), Unsupported, "network driver 'macvlan' is not supported"),
+        (network(driver="ipvlan"), Unsupported, "network driver 'ipvlan' is not supported"),
         (network("net", IPAMConfig(subnet="10.0.0.0")), Invalid, "10.0.0.0/32: too small"),
         (network("net", IPAMConfig(subnet="10.9.0.1/24")), Invalid, "expected a prefix"),
         (network("net", IPAMConfig(subnet="what")), Invalid, "invalid subnet 'what'"),
@@ -343,6 +347,9 @@ def network(name: str = "net", *ipam: IPAMConfig, **fields: object) -> NetworkSp
         (network("net", IPAMConfig(subnet="10.9.0.0/24", gateway="10.9.0.255")), Invalid, "invalid gateway"),
         (network("net", IPAMConfig(subnet="10.9.0.0/24", gateway="x")), Invalid, "invalid gateway 'x'"),
         (network("net", IPAMConfig(subnet="10.9.0.0/24", ip_range="10.8.0.0/25")), Invalid, "invalid IP range"),
+        (network("net", IPAMConfig(auxiliary_addresses={"a": "10.9.0.5"})), Invalid, "needs its subnet"),
+        (network("net", aside("10.8.0.5")), Invalid, "invalid auxiliary address 10.8.0.5: it is not a host address"),
+        (network("net", aside("10.9.0.9", gateway="10.9.0.9")), Invalid, "it is the gateway"),
         (network("net", IPAMConfig(subnet="10.9.0.0/24", ip_range="10.8.0.0/15")), Invalid, "invalid IP range"),
         (network("net", IPAMConfig(gateway="10.9.0.1")), Invalid, "needs its subnet"),
         (

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from hivemesh.control import insight, lookup, networks, services, swarm
-from hivemesh.control.grants import Cursors, Grants
+from hivemesh.control.grants import Grants
 from hivemesh.control.manager import converge
 from hivemesh.model.cluster import Cluster
 from hivemesh.model.ids import NodeID, ServiceID, TaskID
@@ -95,7 +95,6 @@ class World:
         self.view = View()
         self.now = 1_000_000.0
         self.wake: float | None = None
-        self.cursors = Cursors()
         self._ids = itertools.count(1)
         self._revisions = itertools.count(1)
         self.change(lambda tx: [tx.put(value) for value in self._initial(pools, subnet_size)])
@@ -124,7 +123,7 @@ class World:
     def change(self, change: Callable[[Transaction], R]) -> R:
         tx = Transaction(self.view)
         result = change(tx)
-        self.wake = converge(tx, self.now, self.new_id, self.cursors)
+        self.wake = converge(tx, self.now, self.new_id)
         self.view.adopt(tx, next(self._revisions))
         return result
 
@@ -133,7 +132,7 @@ class World:
 
     def at_rest(self) -> bool:
         tx = Transaction(self.view)
-        converge(tx, self.now, self.new_id, self.cursors)
+        converge(tx, self.now, self.new_id)
         return not list(tx.staged())
 
     def wait(self, seconds: float) -> None:
@@ -187,9 +186,17 @@ class World:
         return lookup.service(self.view, name)
 
     def create_network(
-        self, name: str, *subnets: str, ipv6: bool = False, ingress: bool = False, ip_range: str = ""
+        self,
+        name: str,
+        *subnets: str,
+        ipv6: bool = False,
+        ingress: bool = False,
+        ip_range: str = "",
+        aside: dict[str, str] | None = None,
     ) -> Network:
-        ipam = tuple(IPAMConfig(subnet=subnet, ip_range=ip_range) for subnet in subnets)
+        ipam = tuple(
+            IPAMConfig(subnet=subnet, ip_range=ip_range, auxiliary_addresses=aside or {}) for subnet in subnets
+        )
         wanted = NetworkSpec(name=name, ipam=ipam, ipv6=ipv6, ingress=ingress)
         self.change(lambda tx: networks.create(tx, wanted, self.now, self.new_id()))
         return self.network(name)
@@ -220,7 +227,7 @@ class World:
                     created=self.now,
                     node_id=self.node(node).id,
                     status=TaskStatus(timestamp=self.now, state=TaskState.RUNNING),
-                    attachments=(Grants(tx, self.new_id, self.cursors).attachment(joined),),
+                    attachments=(Grants(tx, self.new_id).attachment(joined),),
                     container=name,
                 )
             )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hivemesh.daemon.outside import parse
+from hivemesh.daemon.outside import parse, same
 from hivemesh.model.errors import Invalid
 
 
@@ -33,3 +33,13 @@ def test_endpoints_and_prefix_are_read_from_the_url(url: str, endpoints: list[st
 def test_what_is_no_such_url_is_refused_with_what_is_expected(url: str, words: str) -> None:
     with pytest.raises(Invalid, match=words):
         parse(url)
+
+
+def test_managers_may_name_one_store_differently_but_not_two_alike() -> None:
+    store = "etcds://one,two:2379/x?ca=/a.pem"
+    for other in (store, "etcds://two,one:2379/x/?ca=/b.pem&cert=/c.pem&key=/d.pem"):
+        assert same(store, other)
+    for other in ("", "etcd://one,two:2379/x", "etcds://one,two:2379", "etcds://one/x", "etcds://one,two:2380/x"):
+        assert not same(store, other)
+        assert not same(other, store)
+    assert same("", "")

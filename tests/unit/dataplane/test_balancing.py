@@ -1,6 +1,8 @@
 """Slots and descriptions: who gets which share, and who moves when somebody leaves."""
 
 import ipaddress
+import random
+import statistics
 from collections import Counter
 from fractions import Fraction
 
@@ -83,14 +85,17 @@ def test_consistent_slots_respect_weights() -> None:
     assert found[1] == pytest.approx(3 * found[2], rel=0.03)
 
 
-@settings(deadline=None)
-@given(st.sets(st.integers(1, 250), min_size=3, max_size=20), st.data())
-def test_target_that_leaves_moves_few_slots_of_others(members: set[int], data: st.DataObject) -> None:
-    gone = data.draw(st.sampled_from(sorted(members)))
-    before = lasts(consistent([target(n) for n in sorted(members)]))
-    after = lasts(consistent([target(n) for n in sorted(members - {gone})]))
-    moved = sum(1 for b, a in zip(before, after, strict=True) if b != gone and b != a)
-    assert moved <= 0.25 * len(before)  # 5 to 15 % as a rule; with a plain modulus it is all but one in n
+def test_target_that_leaves_moves_few_slots_of_others() -> None:
+    dice = random.Random(2016)  # any: single sets of targets, whose turns happen to be alike, may do far worse
+    moved = []
+    for _ in range(200):
+        members = sorted(dice.sample(range(1, 251), dice.randint(3, 20)))
+        gone = dice.choice(members)
+        before = lasts(consistent([target(n) for n in members]))
+        after = lasts(consistent([target(n) for n in members if n != gone]))
+        moved.append(sum(b != gone and b != a for b, a in zip(before, after, strict=True)) / len(before))
+    assert statistics.median(moved) <= 0.06  # with a plain modulus it is all but one in n
+    assert statistics.quantiles(moved, n=20)[-1] <= 0.15
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from hivemesh.wire.resolver import Names, Renames, Sandbox, Sync, framed
 class Nobody:
     """Asks nobody."""
 
+    def ready(self, query: bytes, sandbox: Sandbox) -> bytes | None:
+        return None
+
     def ask(
         self, query: bytes, sandbox: Sandbox, told: Callable[[bytes | None], None], *, tcp: bool = False
     ) -> bytes | None:

@@ -11,13 +11,14 @@ import pytest
 from aiohttp import web
 
 from hivemesh.model.errors import Invalid, NotFound, Unavailable
-from hivemesh.registry import Reference, Registries, Unauthorized, parse
-from hivemesh.registry.client import INDEXES, MANIFESTS
+from hivemesh.registry.client import INDEXES, MANIFESTS, Registries, Unauthorized
+from hivemesh.registry.reference import Reference, familiar, parse, registry_of
 from hivemesh.registry.settings import is_insecure
 from hivemesh.wire.registryauth import RegistryAuth
 
 ME = RegistryAuth(username="me", password="secret")
 BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+DIGEST = "sha256:" + "d" * 64
 CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "config": {}}).encode()
 MANIFEST = json.dumps(
     {"schemaVersion": 2, "mediaType": MANIFESTS[0], "config": {"digest": "sha256:" + "c" * 64}, "layers": []}
@@ -65,6 +66,21 @@ async def registry(login: str = "") -> AsyncIterator[str]:
         return web.json_response({"token": "token"})
 
     app = web.Application()
+
+    async def enter(request: web.Request) -> web.Response:
+        if login and request.headers.get("Authorization") != {"basic": BASIC, "bearer": "Bearer guest"}[login]:
+            realm = f"http://{request.host}/enter"
+            challenge = {"basic": 'Basic realm="here"', "bearer": f'Bearer realm="{realm}",service="here"'}[login]
+            return web.json_response({}, status=401, headers={"WWW-Authenticate": challenge})
+        return web.json_response({})
+
+    async def guest(request: web.Request) -> web.Response:
+        assert "scope" not in request.query
+        if request.headers.get("Authorization") != BASIC:
+            return web.json_response({"errors": [{"message": "who are you"}]}, status=401)
+        return web.json_response({"token": "guest"})
+
+    app.add_routes([web.get("/v2/", enter), web.get("/enter", guest)])
     app.add_routes([web.get("/token", token), web.get("/v2/team/web/{what:.+}", answer)])
     runner = web.AppRunner(app)
     await runner.setup()
@@ -144,3 +160,44 @@ def test_plain_http_is_for_this_machine_and_what_podman_was_told(
         assert not is_insecure(domain)
     file.write_text("not toml")
     assert not is_insecure("r.example:5000")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nginx", "nginx:latest"),
+        ("docker.io/library/nginx", "nginx:latest"),
+        ("docker.io/team/web:1", "team/web:1"),
+        ("localhost/whoami", "localhost/whoami:latest"),
+        ("r.example:5000/library/web", "r.example:5000/library/web:latest"),
+        (f"web:1@{DIGEST}", f"web:1@{DIGEST}"),
+        (f"web@{DIGEST}", f"web@{DIGEST}"),
+        ("Not A Name", "Not A Name"),
+        ("a" * 64, "a" * 64),
+    ],
+)
+def test_name_of_an_image_is_written_as_dockers_clients_do(text: str, expected: str) -> None:
+    assert familiar(text) == expected
+
+
+@pytest.mark.parametrize("login", ["basic", "bearer"])
+async def test_login_succeeds_with_the_right_password_only(login: str) -> None:
+    async with registry(login) as domain:
+        await Registries().login(domain, ME)
+        with pytest.raises(Unauthorized, match=f"the registry {domain} does not let 'me' in"):
+            await Registries().login(domain, RegistryAuth(username="me", password="other"))
+    async with registry() as domain:
+        await Registries().login(domain, RegistryAuth())
+    with pytest.raises(Unavailable, match="who 'me' is"):
+        await Registries().login("127.0.0.1:1", ME)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("", "docker.io"), ("https://index.docker.io/v1/", "docker.io"), ("http://r.example:5000/v2/", "r.example:5000"),
+     ("[2001:db8::1]:5000", "[2001:db8::1]:5000")],
+)  # fmt: skip
+def test_address_of_a_registry_is_read_as_clients_write_it(address: str, expected: str) -> None:
+    assert registry_of(address) == expected
+    with pytest.raises(Invalid, match="expected a host name"):
+        registry_of("a b")

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+from typing import cast
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -16,7 +18,7 @@ from hivemesh.model.ids import EndpointID, NetworkID, NodeID, ServiceID, TaskID
 from hivemesh.model.node import Node, NodeSpec
 from hivemesh.model.service import Service, ServiceSpec, TaskSpec
 from hivemesh.model.task import Attachment, Task
-from hivemesh.store.api import Event, Put, Snapshot, Store
+from hivemesh.store.api import Event, Put, Silent, Snapshot, Store
 from hivemesh.store.sqlite import SqliteStore
 from hivemesh.store.tables import Tables, Transaction, View
 
@@ -178,7 +180,7 @@ async def test_a_view_that_missed_too_much_reads_afresh(tmp_path: Path) -> None:
         seen: list[Event] = []
         reader.on_commit(seen.extend)
         following = asyncio.create_task(reader.run())
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await reader.wait(writer.view.revision)
         assert {value.id: value for value in reader.view.all(Task)} == {
             value.id: value for value in writer.view.all(Task)
@@ -188,6 +190,77 @@ async def test_a_view_that_missed_too_much_reads_afresh(tmp_path: Path) -> None:
         await asyncio.gather(following, return_exceptions=True)
     finally:
         await store.close()
+
+
+class _Deaf:
+    """The same store, whose watch never says anything."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[tuple[Event, ...]]:
+        await asyncio.Event().wait()
+        yield ()
+
+
+async def test_a_manager_whose_watch_is_deaf_asks_the_store_and_never_goes_back(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hivemesh.store.tables.NEWS", 0.02)
+    async with running(store) as other:
+        deaf = Tables(cast(Store, _Deaf(store)))
+        await deaf.load()
+        for number in range(3):
+            await other.update(lambda tx, n=number: tx.put(_node(f"theirs{n}")))  # type: ignore[misc]
+            async with asyncio.timeout(5):
+                await deaf.update(lambda tx, n=number: tx.put(_node(f"ours{n}")))  # type: ignore[misc]
+            assert {node.id for node in deaf.view.all(Node)} == {
+                f"{whose}{n}" for whose in ("theirs", "ours") for n in range(number + 1)
+            }
+        before = await store.snapshot()
+        await deaf.update(lambda tx: tx.put(_node("last")))
+        monkeypatch.setattr(store, "snapshot", AsyncMock(return_value=before))  # was read before, comes late
+        await deaf._reload()
+        assert deaf.view.get(Node, "last") is not None
+
+
+async def test_a_commit_counts_although_the_store_falls_silent_before_it_is_seen(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hivemesh.store.tables.NEWS", 0.02)
+    deaf = Tables(cast(Store, _Deaf(store)))
+    await deaf.load()
+    monkeypatch.setattr(deaf, "_enter", lambda *_: None)  # as when somebody else's commit is missing in between
+    monkeypatch.setattr(store, "snapshot", AsyncMock(side_effect=Unavailable("no answer")))
+    async with asyncio.timeout(5):
+        await deaf.update(lambda tx: tx.put(_node("n1")))
+    monkeypatch.undo()
+    assert [entry.key for entry in (await store.snapshot()).entries] == ["node/n1"]
+
+
+async def test_many_who_wait_for_a_store_that_is_silent_are_refused_together(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def commit(*_: object) -> int:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.05)
+        raise Silent("no answer in time")
+
+    async with running(store) as tables:
+        with monkeypatch.context() as silent:
+            silent.setattr(store, "commit", commit)
+            changes = [tables.update(lambda tx, n=number: tx.put(_node(f"n{n}"))) for number in range(20)]  # type: ignore[misc]
+            told = await asyncio.gather(*changes, return_exceptions=True)
+        assert {(type(error), str(error)) for error in told} == {(Silent, "no answer in time")}
+        assert asked == 1
+        await tables.update(lambda tx: tx.put(_node("later")))
+        assert [node.id for node in tables.view.all(Node)] == ["later"]
 
 
 async def test_a_move_to_another_store_takes_everything_along_and_revisions_grow_on(tmp_path: Path) -> None:

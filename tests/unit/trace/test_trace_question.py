@@ -137,7 +137,7 @@ def test_service_without_backends_is_a_finding() -> None:
         ("web.1", "nothing", NotFound, "nobody is called nothing"),
         ("web.1", "192.0.2.1", Invalid, "on no overlay network"),
         ("", "db", Invalid, "give a published port"),
-        ("", ":8080", NotFound, "no service publishes port 8080/tcp"),
+        ("", ":8080", NotFound, "no service publishes port 8080/tcp in ingress mode, and nothing here in host mode"),
         ("", "192.0.2.1:8080", Invalid, "no address of this node"),
     ],
 )
