@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 PATHS := src tests bench
 
-.PHONY: compat help setup check test test-guest lab down bench bench-peers lock soak
+.PHONY: compat packet-paths help setup check test test-guest lab down bench bench-peers lock soak
 
 help:
 	@echo 'make lab          three nodes on this machine, a published service, a tour; leaves them running'
@@ -11,9 +11,11 @@ help:
 	@echo 'make test-guest   what needs a kernel with IPVS, in a guest (part of make test)'
 	@echo 'make soak         the long forms of tests: scaling under load, hundreds of random operations (many minutes)'
 	@echo 'make compat       write docs/compatibility.md anew, from what a lab answers'
+	@echo 'make packet-paths  write docs/packet-paths/ anew, from what traces in a lab print'
 	@echo 'make check        formatting, lint, types'
 	@echo 'make setup        packages, virtual environment, commands (the above call it)'
-	@echo 'make bench        mesh and virtual addresses against straight to the task; names, services, API; memory, idle CPU'
+	@echo 'make bench        mesh and virtual addresses against straight to the task; names, services, API; healing; memory, idle CPU'
+	@echo 'make bench-peers  a real Docker Swarm and hivemesh in turn, the same work for both'
 	@echo 'make lock         resolve the dependencies anew'
 
 setup:
@@ -25,8 +27,7 @@ check: setup
 	@.venv/bin/mypy
 
 test: check
-	@$(PYTHON) -m pytest
-	@scripts/test-guest
+	@scripts/test
 
 test-guest: setup
 	@scripts/test-guest
@@ -51,3 +52,6 @@ bench-peers: setup
 
 compat: setup
 	@HIVEMESH_COMPAT=write $(PYTHON) -m pytest tests/conformance/test_compatibility_page.py
+
+packet-paths: setup
+	@HIVEMESH_PACKET_PATHS=write $(PYTHON) -m pytest -m soak tests/scenario/test_packet_paths.py
