@@ -15,7 +15,6 @@ import pytest
 from chaos_clients import Client
 from looker import ENDED, Looker
 from outside import backends, drift, namespaces
-from pace import Pace
 from storm import ASKERS, PORT, SERVICE, Storm
 from witness import Witness
 
@@ -23,6 +22,7 @@ from hivemesh.lab.http import Refused
 from hivemesh.lab.lab import Lab, LabSettings
 from hivemesh.lab.machine import LabError
 from labs import a_lab
+from pace import Pace
 
 pytestmark = pytest.mark.scenario
 

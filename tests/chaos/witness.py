@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from chaos_clients import Asked
+
 from pace import Pace
 
 GRACE = 1.0

@@ -149,6 +149,6 @@ def test_agent_serves_through_ipvs() -> None:
             "-p", "no:cacheprovider", f"--basetemp={folder}/in",
         ]  # fmt: skip
         environment = {**os.environ, "HIVEMESH_TEST_BALANCER": "ipvs"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
     print(done.stdout[-20000:], done.stderr[-5000:])
     assert done.returncode == 0

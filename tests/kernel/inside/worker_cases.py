@@ -20,10 +20,12 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
+from hivemesh.agent import names, resolver
 from hivemesh.agent.resolver import COMMAND, Resolver
 from hivemesh.agent.worker import Worker
 from hivemesh.clock import SystemClock
 from hivemesh.dataplane.apply import Applier
+from hivemesh.engine import process
 from hivemesh.engine.api import ContainerInfo
 from hivemesh.engine.process import ProcessEngine
 from hivemesh.kernel import conntrack, rtnl
@@ -92,7 +94,7 @@ def a_task(number: int, *, args: tuple[str, ...] = (), image: str = IMAGE, host_
 
 
 BALANCER: Any = os.environ.get("HIVEMESH_TEST_BALANCER", "nftables")
-PATIENCE = 10 if "HIVEMESH_GUEST" in os.environ else 1  # an emulated machine is that much slower
+PATIENCE = 30 if "HIVEMESH_GUEST" in os.environ else 1  # an emulated machine is that much slower, beside other tests
 
 
 class Manager:
@@ -199,6 +201,18 @@ class Machine:
         worker = self._new(engine)
         await worker.dissolve()
         await engine.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an emulated machine a program takes that much longer to start, and to answer."""
+    for module, name in (
+        (resolver, "START_TIMEOUT"),
+        (resolver, "ANSWER_TIMEOUT"),
+        (names, "ADMIT_TIMEOUT"),
+        (process, "START_TIMEOUT"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name) * PATIENCE)
 
 
 @pytest.fixture(autouse=True)
@@ -696,10 +710,10 @@ async def test_after_a_reboot_tasks_begin_anew_and_no_leftover_is_in_the_way(mac
         await asyncio.sleep(0.6)
     ours = processes_of(machine) - before | {machine.manager.reports[task.id][-1].pid}
     assert len(ours) >= 2  # the resolver too
-    for process in ours:
+    for pid in ours:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, 9)
-    await until(lambda: not any(os.path.exists(f"/proc/{process}") for process in ours))
+            os.kill(pid, 9)
+    await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in ours))
     sh("ip -all netns del; ip link del hm_gwbridge; nft flush ruleset")
     assert (machine.root / "resolver.sock").exists()
     rtnl.forget("")

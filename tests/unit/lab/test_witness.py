@@ -2,8 +2,9 @@
 
 import pytest
 from chaos_clients import Asked
-from pace import NEEDED, USUAL, Pace
 from witness import GRACE, Witness
+
+from pace import NEEDED, USUAL, Pace
 
 
 def paced(tmp_path: object, slowness: float = 1.0) -> Pace:
