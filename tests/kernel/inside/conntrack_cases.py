@@ -38,7 +38,7 @@ def sh(command: str, **more: str) -> str:
 def box() -> Iterator[str]:
     netns.create("box", "hivemesh/test")
     for address in ("10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"):
-        sh(f"ip -n box addr add {address}/{128 if ':' in address else 32} dev lo")
+        sh(f"ip -n box addr add {address}/{128 if ':' in address else 32} dev lo nodad")
     sh("ip -n box route add default dev lo; ip -6 -n box route add default dev lo")
     sh("ip netns exec box nft -f -", input=RULES)
     yield "box"
