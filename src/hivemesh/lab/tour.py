@@ -76,15 +76,19 @@ def publish(lab: Lab, program: str) -> None:
 
 
 def await_service(lab: Lab) -> None:
-    """Until every node answers the client on the published port, in both families."""
+    """Until every node answers the client on the published port, in both families, by as many tasks as are shown.
+
+    One answer is not enough: the second task may still be starting when the first one serves.
+    """
     until = time.monotonic() + SERVING_TIMEOUT
+    shown = max(1, min(REPLICAS, len(_tasks(lab))))
     for url in _urls(lab):
-        while not _ask(lab.client, url):
+        while len(_answerers(lab.client, url)) < shown:
             if time.monotonic() > until:
                 said = {
                     task["Status"].get("Err") or task["Status"]["State"] for task in lab.nodes[0].api("GET", "/tasks")
                 }
-                raise HivemeshError(f"{url} does not answer; the tasks say: {'; '.join(sorted(said))}")
+                raise HivemeshError(f"{url} is not answered by {shown} tasks; they say: {'; '.join(sorted(said))}")
             time.sleep(0.1)
 
 
@@ -146,6 +150,12 @@ def _urls(lab: Lab) -> list[str]:
 def _ask(asker: Machine, url: str) -> list[str]:
     """The answer's lines; none when there was no answer."""
     return asker.exec("curl", "--silent", "--globoff", "--max-time", "3", url, check=False).stdout.splitlines()
+
+
+def _answerers(asker: Machine, url: str) -> set[str]:
+    """The hostnames of those who answer the next turns of the balancer."""
+    answers = (_ask(asker, url) for _ in range(REPLICAS))
+    return {line for answer in answers for line in answer if line.startswith("Hostname: ")}
 
 
 def _who(answer: Sequence[str], owner: dict[str, str]) -> str:
