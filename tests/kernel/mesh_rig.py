@@ -78,6 +78,8 @@ def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool 
     if family == socket.AF_INET6:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only6))
     server.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        server.listen(64)
     listening.setdefault(name, []).append(server)
 
     def words(peer: Any) -> bytes:
@@ -94,7 +96,6 @@ def serve(name: str, protocol: str, port: int, address: str = "::", only6: bool 
                 connection.sendall(words(peer))
 
     def streams() -> None:
-        server.listen(64)
         while True:
             try:
                 connection, peer = server.accept()
@@ -272,6 +273,8 @@ def answer_names(protocol: str, host: str, port: int, address: str) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind((host, port))
+    if protocol == "tcp":
+        server.listen(8)
 
     def datagrams() -> None:
         while True:
@@ -279,7 +282,6 @@ def answer_names(protocol: str, host: str, port: int, address: str) -> None:
             server.sendto(answer(query), peer)
 
     def streams() -> None:
-        server.listen(8)
         while True:
             connection, _ = server.accept()
             with connection:
