@@ -141,8 +141,17 @@ def forget(lab: Lab) -> None:
 
 def again(lab: Lab) -> None:
     _persist(lab, join)
+    eventually(lambda: _assert_ready(lab), SETTLE)
+    forget(lab)  # a node that left does not tell how its tasks ended
     eventually(lambda: _assert_settled(lab, 2), SETTLE)
-    forget(lab)
+
+
+def spread(lab: Lab) -> None:
+    """A task on each node: those of a service that is there already stay together where they are."""
+    _persist(lab, remove)
+    eventually(lambda: _assert_settled(lab, 0), SETTLE)
+    _persist(lab, create)
+    eventually(lambda: _assert_settled(lab, 2), SETTLE)
 
 
 def away(lab: Lab) -> None:
@@ -257,10 +266,11 @@ def _ready_for(lab: Lab, work: Work) -> None:
         eventually(lambda: _assert_settled(lab, before), SETTLE)
     else:
         _persist(lab, lambda lab: scale(lab, 2))
+        again(lab)
         if work.name.startswith("join"):
             away(lab)
         else:
-            again(lab)
+            spread(lab)
 
 
 def _assert_done(lab: Lab, work: Work) -> None:
@@ -290,14 +300,20 @@ def _assert_gone(lab: Lab) -> None:
 
 def _assert_settled(lab: Lab, replicas: int) -> None:
     """So many tasks run, nothing else does, and kernels hold what they should, no less and no more."""
+    _assert_ready(lab)
     try:
-        nodes = lab.nodes[0].api("GET", "/nodes", timeout=5)
-        assert sorted(node["Description"]["Hostname"] for node in nodes if node["Status"]["State"] == "ready") == [
-            node.name for node in lab.nodes
-        ]
         _assert_running(lab, list(lab.nodes), replicas)
     except (LabError, Refused) as error:
         raise AssertionError(str(error)) from error
+
+
+def _assert_ready(lab: Lab) -> None:
+    try:
+        nodes = lab.nodes[0].api("GET", "/nodes", timeout=5)
+    except (LabError, Refused) as error:
+        raise AssertionError(str(error)) from error
+    ready = sorted(node["Description"]["Hostname"] for node in nodes if node["Status"]["State"] == "ready")
+    assert ready == [node.name for node in lab.nodes]
 
 
 def _assert_running(lab: Lab, nodes: list[Node], replicas: int) -> None:

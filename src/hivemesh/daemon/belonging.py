@@ -87,6 +87,7 @@ class Belonging:
         if self._identity is not None:
             self._start_swarm()
         else:
+            founding.sweep(self._config)
             self._start_plain()
 
     async def stop(self) -> None:

@@ -103,6 +103,15 @@ async def undo(config: DaemonConfig, *, last: bool) -> None:
             await outside.erase(config.store)
 
 
+def sweep(config: DaemonConfig) -> None:
+    """On a node in no swarm: remove what an interrupted join or leave left of an identity, private key and all.
+
+    Where there is a state, the key that opens it stays: only `init`, which begins another one, removes both.
+    """
+    if not config.store and not store_directory(config.data_dir).exists():
+        identities.forget(config.data_dir)
+
+
 async def _establish(
     cluster: Cluster,
     node_id: NodeID,

@@ -253,6 +253,7 @@ class ProcessEngine:
     async def list(self, label: str = TASK_LABEL) -> list[ContainerInfo]:
         if not self._root.is_dir():
             return []
+        self._sweep()
         found = [
             info for path in sorted(self._root.iterdir()) if (info := self._info(path.name)) and label in info.labels
         ]
@@ -323,6 +324,12 @@ class ProcessEngine:
                 if ended or not path.exists():
                     return
                 await asyncio.sleep(LOOK_PERIOD)
+
+    def _sweep(self) -> None:
+        """What was left of a container when its creation or removal was interrupted."""
+        for path in self._root.iterdir():
+            if path.is_dir() and not (path / "container").exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _make_secrets_place(self) -> None:
         """Where a process mounts its own; the machine may well have none."""

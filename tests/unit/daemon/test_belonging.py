@@ -69,3 +69,32 @@ async def test_side_that_is_told_to_end_while_it_fails_is_not_built_anew(side: F
     async with asyncio.timeout(5):
         await here._stop_swarm()
     assert side.runs == 1
+
+
+async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """And stopped again, in no swarm; beside it lie certificates."""
+    (folder / "certificates").mkdir()
+    (folder / "certificates" / "node.pem").write_text("a private key")
+    monkeypatch.setattr(Belonging, "_start_plain", lambda self: None)
+    config, machine = DaemonConfig(data_dir=folder, run_dir=folder, **more), cast(Any, object())
+    here = Belonging(config, SystemClock(), engine=machine, local=machine, hooks=machine)
+    here.start()
+    await here.stop()
+
+
+async def test_certificates_of_an_interrupted_leave_go_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(tmp_path, monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_key_of_a_state_that_is_still_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "store").mkdir()
+    await started(tmp_path, monkeypatch)
+    assert (tmp_path / "certificates" / "node.pem").exists()
+
+
+async def test_key_of_a_state_that_is_elsewhere_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await started(tmp_path, monkeypatch, store="etcd://192.0.2.1:2379")
+    assert (tmp_path / "certificates" / "node.pem").exists()
