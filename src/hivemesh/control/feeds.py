@@ -29,14 +29,25 @@ QUEUE = 4096
 """Entries that wait for a reader."""
 LOOK_PERIOD = 2.0
 """Seconds between looks whether there are nodes that tell nothing yet."""
+BEGIN_TIMEOUT = 5.0
+"""Seconds until a node begins to tell, or is asked again: a session that was just breaking carries nothing."""
 
 Nodes = Callable[[], Iterable[Node]]
 
 
 @dataclass(slots=True)
+class _Request:
+    """What was asked of one node."""
+
+    id: str
+    at: float  # by the steady clock
+    begun: bool = False
+
+
+@dataclass(slots=True)
 class _Reader:
     entries: "asyncio.Queue[Entry]" = field(default_factory=lambda: asyncio.Queue(QUEUE))
-    asked: dict[NodeID, str] = field(default_factory=dict)  # the id of what each node was asked
+    asked: dict[NodeID, _Request] = field(default_factory=dict)
     names: dict[NodeID, str] = field(default_factory=dict)
     silent: dict[NodeID, str] = field(default_factory=dict)  # what was said of those that tell nothing
     lost: Counter[str] = field(default_factory=Counter)  # by the node's name
@@ -83,17 +94,19 @@ class FeedDesk:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            for node, identifier in reader.asked.items():
-                self._readers.pop(identifier, None)
+            for node, request in reader.asked.items():
+                self._readers.pop(request.id, None)
                 with contextlib.suppress(Exception):
-                    await self._tell(node, FeedUnwanted(id=identifier))
+                    await self._tell(node, FeedUnwanted(id=request.id))
 
     async def receive(self, identifier: str, node: NodeID, stream: AsyncIterator[bytes]) -> None:
         """What an agent posts, until nobody reads it. Raises `Forbidden` when that node was not asked this."""
         asked, reader = self._readers.get(identifier, (None, None))
         if reader is None or asked != node:
             raise Forbidden(f"nobody reads feed {identifier} of this node")
-        pieces = unframer()
+        request, pieces = reader.asked[node], unframer()
+        request.begun = True
+        reader.silent.pop(node, None)
         try:
             async for piece in stream:
                 for entry in pieces.feed(piece):
@@ -104,14 +117,14 @@ class FeedDesk:
                     reader.put(msgspec.structs.replace(entry, node_id=node) if known else entry)
         finally:
             self._readers.pop(identifier, None)
-            if reader.asked.get(node) == identifier:
+            if reader.asked.get(node) is request:
                 del reader.asked[node]  # asked again soon
-                reader.silent[node] = "its stream broke off"
-                reader.put(Unheard(node=reader.names[node], reason=reader.silent[node]))
+                self._miss(reader, node, "its stream broke off")
 
     async def _ask(self, reader: _Reader, nodes: Nodes, what: What) -> None:
         while True:
             found = {node.id: node for node in nodes()}
+            self._give_up(reader)
             waiting = [node for key, node in found.items() if key not in reader.asked]
             await asyncio.gather(*(self._ask_node(reader, node, what) for node in waiting))
             for key in reader.silent.keys() - found.keys():
@@ -119,19 +132,30 @@ class FeedDesk:
             await self._clock.sleep(LOOK_PERIOD)
 
     async def _ask_node(self, reader: _Reader, node: Node, what: What) -> None:
-        name = node.description.hostname or node.id
-        reader.names[node.id] = name
+        reader.names[node.id] = node.description.hostname or node.id
         reason = f"it is {node.state}"
         if node.state == "ready":
-            identifier = str(next(self._ids))
-            reader.asked[node.id] = identifier
-            self._readers[identifier] = node.id, reader
-            if await self._tell(node.id, FeedWanted(id=identifier, what=what)):
-                reader.silent.pop(node.id, None)
+            request = _Request(str(next(self._ids)), self._clock.steady())
+            reader.asked[node.id] = request
+            self._readers[request.id] = node.id, reader
+            if await self._tell(node.id, FeedWanted(id=request.id, what=what)):
                 return
-            self._readers.pop(identifier, None)
+            self._readers.pop(request.id, None)
             reader.asked.pop(node.id, None)
             reason = "it has no session with the managers"
-        if reader.silent.get(node.id) != reason:
-            reader.silent[node.id] = reason
-            reader.put(Unheard(node=name, reason=reason))
+        self._miss(reader, node.id, reason)
+
+    def _give_up(self, reader: _Reader) -> None:
+        """On requests that no node took up: they are asked again."""
+        late = self._clock.steady() - BEGIN_TIMEOUT
+        for node, request in list(reader.asked.items()):
+            if not request.begun and request.at <= late:
+                self._readers.pop(request.id, None)
+                del reader.asked[node]
+                self._miss(reader, node, f"it did not answer in {BEGIN_TIMEOUT:g} s")
+
+    def _miss(self, reader: _Reader, node: NodeID, reason: str) -> None:
+        """Say why a node tells nothing, once."""
+        if reader.silent.get(node) != reason:
+            reader.silent[node] = reason
+            reader.put(Unheard(node=reader.names[node], reason=reason))

@@ -9,7 +9,7 @@ from world import World
 
 from hivemesh.clock import ManualClock
 from hivemesh.control import feeds
-from hivemesh.control.feeds import LOOK_PERIOD, FeedDesk
+from hivemesh.control.feeds import BEGIN_TIMEOUT, LOOK_PERIOD, FeedDesk
 from hivemesh.model.errors import Forbidden
 from hivemesh.model.ids import NodeID
 from hivemesh.model.node import Node
@@ -31,6 +31,7 @@ class Agents:
         self.clock = ManualClock()
         self.desk = FeedDesk(self.tell, self.clock)
         self.away: set[NodeID] = set()
+        self.deaf: set[NodeID] = set()
         self.told: list[tuple[NodeID, FromManager]] = []
         self.says: dict[NodeID, list[Entry]] = {}
         self.gate = asyncio.Event()
@@ -41,7 +42,7 @@ class Agents:
 
     async def tell(self, node: NodeID, frame: FromManager) -> bool:
         self.told.append((node, frame))
-        if isinstance(frame, FeedWanted) and node not in self.away:
+        if isinstance(frame, FeedWanted) and node not in self.away | self.deaf:
             self.posts.append(asyncio.create_task(self.desk.receive(frame.id, node, self._stream(node))))
         return node not in self.away
 
@@ -89,6 +90,22 @@ async def test_node_without_a_session_is_named_once_and_asked_again(agents: Agen
         coming = asyncio.ensure_future(anext(entries))
         await asyncio.sleep(0)
         agents.clock.advance(LOOK_PERIOD)
+        assert await coming == lost(2, agents.nodes()[1].description.hostname or two)
+
+
+async def test_node_whose_session_broke_as_it_was_asked_is_asked_again(agents: Agents) -> None:
+    one, two = ids(agents)
+    agents.deaf, agents.says = {two}, {one: [lost(1)], two: [lost(2)]}
+    async with aclosing(agents.desk.read(agents.nodes, "flows")) as entries, asyncio.timeout(5):
+        assert isinstance(await anext(entries), Lost)
+        coming = asyncio.ensure_future(anext(entries))
+        await asyncio.sleep(0)
+        agents.clock.advance(BEGIN_TIMEOUT)
+        assert isinstance(await coming, Unheard)
+        agents.deaf = set()
+        coming = asyncio.ensure_future(anext(entries))
+        await asyncio.sleep(0)
+        agents.clock.advance(BEGIN_TIMEOUT)
         assert await coming == lost(2, agents.nodes()[1].description.hostname or two)
 
 
