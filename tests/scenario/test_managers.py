@@ -44,7 +44,11 @@ def _nodes(at: Node) -> dict[str, Any]:
 
 
 def _leader(at: Node) -> str:
-    leaders = [name for name, node in _nodes(at).items() if node.get("ManagerStatus", {}).get("Leader")]
+    return _leader_of(_nodes(at))
+
+
+def _leader_of(nodes: dict[str, Any]) -> str:
+    leaders = [name for name, node in nodes.items() if node.get("ManagerStatus", {}).get("Leader")]
     assert len(leaders) == 1
     return leaders[0]
 
@@ -61,7 +65,7 @@ def _assert_managers(lab: Lab, count: int, but: str = "") -> None:
         assert [name for name, seen in nodes.items() if seen["Status"]["State"] != "ready"] == []
         managers = [seen["ManagerStatus"]["Reachability"] for seen in nodes.values() if "ManagerStatus" in seen]
         assert managers == ["reachable"] * count
-        leaders.add(_leader(node))
+        leaders.add(_leader_of(nodes))
     assert len(leaders) == 1
 
 
