@@ -81,9 +81,15 @@ def await_service(lab: Lab) -> None:
     One answer is not enough: the second task may still be starting when the first one serves.
     """
     until = time.monotonic() + SERVING_TIMEOUT
-    shown = max(1, min(REPLICAS, len(_tasks(lab))))
+    # Of the service, not its tasks: right after its creation these are still being made.
+    (replicas,) = (
+        service["Spec"]["Mode"]["Replicated"]["Replicas"]
+        for service in lab.nodes[0].api("GET", "/services")
+        if service["Spec"]["Name"] == SERVICE
+    )
+    shown = max(1, min(REPLICAS, replicas))
     for url in _urls(lab):
-        while len(_answerers(lab.client, url)) < shown:
+        while len({answer[0] for answer in _turns(lab.client, url) if answer}) < shown:
             if time.monotonic() > until:
                 said = {
                     task["Status"].get("Err") or task["Status"]["State"] for task in lab.nodes[0].api("GET", "/tasks")
@@ -127,8 +133,7 @@ def show(lab: Lab, program: str) -> None:
 
 
 def _show_answers(asker: Machine, url: str, owner: dict[str, str]) -> None:
-    """Ask as often as there are tasks, so that the balancer's turns show."""
-    answers = [_ask(asker, url) for _ in range(REPLICAS)]
+    answers = _turns(asker, url)
     seen = {line.partition(": ")[2].rpartition(":")[0] for a in answers for line in a if line.startswith("RemoteAddr")}
     click.echo(f"  {asker.name + '$ curl ' + url:<49}{' and '.join(sorted({_who(a, owner) for a in answers}))}")
     click.echo(f"  {'':<49}saw {' and '.join(sorted(seen)) or 'nobody'}")
@@ -152,10 +157,9 @@ def _ask(asker: Machine, url: str) -> list[str]:
     return asker.exec("curl", "--silent", "--globoff", "--max-time", "3", url, check=False).stdout.splitlines()
 
 
-def _answerers(asker: Machine, url: str) -> set[str]:
-    """The hostnames of those who answer the next turns of the balancer."""
-    answers = (_ask(asker, url) for _ in range(REPLICAS))
-    return {line for answer in answers for line in answer if line.startswith("Hostname: ")}
+def _turns(asker: Machine, url: str) -> list[list[str]]:
+    """The answers of so many in a row that the balancer's turns show."""
+    return [_ask(asker, url) for _ in range(REPLICAS)]
 
 
 def _who(answer: Sequence[str], owner: dict[str, str]) -> str:
