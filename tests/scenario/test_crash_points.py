@@ -266,10 +266,10 @@ def _ready_for(lab: Lab, work: Work) -> None:
         eventually(lambda: _assert_settled(lab, before), SETTLE)
     else:
         _persist(lab, lambda lab: scale(lab, 2))
-        again(lab)
         if work.name.startswith("join"):
             away(lab)
         else:
+            again(lab)
             spread(lab)
 
 
