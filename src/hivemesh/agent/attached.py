@@ -89,6 +89,7 @@ class AttachedContainers:
         self._unknown: set[TaskID] | None = None  # run, and were unknown to the managers when they first spoke
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
+        self._adoptions: list[asyncio.Task[None]] = []
         self._works: set[asyncio.Task[Any]] = set()
 
     def assign(self, view: View) -> None:
@@ -109,6 +110,11 @@ class AttachedContainers:
             for work in self._works:
                 work.cancel()
             await asyncio.gather(*self._works, return_exceptions=True)
+
+    async def adopted(self) -> None:
+        """Until what ran when `run` began has its networks again."""
+        await self._ready.wait()
+        await asyncio.gather(*self._adoptions, return_exceptions=True)
 
     # --- asking about them ------------------------------------------------------------------------------------------
 
@@ -291,7 +297,7 @@ class AttachedContainers:
             container.set(container=info.id, name=info.name)
             begins = container.record.restart.name in ("always", "unless-stopped") and not container.record.stopped
             if runs(info):
-                self.spawn(self._resume(container), f"adopt {info.name}")
+                self._adoptions.append(self.spawn(self._resume(container), f"adopt {info.name}"))
             elif begins:
                 self.spawn(container.begin_again(), f"begin {info.name}")
             else:

@@ -54,6 +54,11 @@ class PlainNode:
             local=local,
         )
 
+    async def adopted(self) -> None:
+        """Until the containers that run here have what is theirs, on a machine that has any."""
+        if self._local.needed.is_set():
+            await self.attached.adopted()
+
     async def run(self) -> None:
         """Cancelling leaves network and containers as they are, for the next one to adopt."""
         await self._local.needed.wait()

@@ -5,6 +5,7 @@ failed. Identity on disk and the running side change together, one change at a t
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -258,7 +259,10 @@ class Belonging:
                 await ManagerRole(lambda: identity, self._config, self._clock).dissolve(last=alone)
             identities.forget(self._config.data_dir)
             self._identity, self._error = None, ""
-            self._start_plain()
+            plain = self._start_plain()
+            with contextlib.suppress(TimeoutError):  # the node has left all the same
+                async with asyncio.timeout(START_TIMEOUT):
+                    await plain.adopted()
 
     def _warning(self) -> str:
         """What a manager that wants to leave should know."""
@@ -334,9 +338,10 @@ class Belonging:
 
     # --- outside a swarm --------------------------------------------------------------------------------------------
 
-    def _start_plain(self) -> None:
-        self.plain = self._build_plain()
+    def _start_plain(self) -> PlainNode:
+        self.plain = plain = self._build_plain()
         self._plain_running = asyncio.create_task(self._keep_plain(), name="plain node")
+        return plain
 
     async def _stop_plain(self) -> None:
         running, self._plain_running = self._plain_running, None
